@@ -1,0 +1,343 @@
+// Package broker is the heart of the service: it answers from memory, lets one
+// flight per token at a time talk to a token endpoint, and agrees with other
+// replicas through a Store about who that is and what came back.
+//
+// A request states a demand (lives at least so long, is not the token that was
+// refused). If the token in memory meets it, that is the answer: no lock, no
+// I/O. If not, the caller joins the one flight for that token. The flight is
+// detached from its callers: one that leaves stops waiting and cancels nothing.
+// It acquires the family's lease from the store, which may answer with a token
+// that another replica obtained; else it asks the Issuer once, saves what came,
+// and only then hands it out. A failure is remembered by all, bound to what was
+// tried, so that nobody hammers an endpoint or locks an account.
+//
+// Tokens in use are renewed before they end, behind their callers' backs. A
+// valid token outlives any outage; an expired one is never served.
+//
+// The package knows no gRPC, Redis, HTTP or YAML. What it needs it asks for
+// through two interfaces: Store and Issuer.
+package broker
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Options of a Broker. The zero value is ready to use.
+type Options struct {
+	// Lease is how long a dead replica can hold others up; zero means 3 s.
+	Lease time.Duration
+	// Logger gets one line per attempt at an endpoint; nil discards them.
+	Logger *slog.Logger
+	// Observe is told of each attempt at an endpoint; nil is nobody. It must
+	// not block.
+	Observe func(Attempt)
+}
+
+// Attempt is one token request as it ended.
+type Attempt struct {
+	Profile string
+	// Outcome is "success" or the IssueErrorKind's name.
+	Outcome  string
+	Duration time.Duration
+}
+
+// Broker hands out tokens for profiles. All its methods may be called from any
+// goroutine.
+type Broker struct {
+	store   Store
+	lease   time.Duration
+	log     *slog.Logger
+	observe func(Attempt)
+
+	// profiles by name, replaced as a whole; the map is never written to.
+	profiles atomic.Pointer[map[string]*profile]
+
+	// mu guards entries, which holds what memory knows by family, for all
+	// families that the configuration reaches. It is never held across I/O
+	// and never taken to answer from memory.
+	mu      sync.Mutex
+	entries map[string]*entry
+	gates   map[string]*gate
+
+	// stop ends what flights do for their callers.
+	ctx  context.Context
+	stop context.CancelFunc
+	// life guards closed, and flights.Add against a Wait under way.
+	life        sync.Mutex
+	closed      bool
+	flights     sync.WaitGroup
+	unsubscribe func()
+}
+
+// profile is a Profile with what memory holds for it.
+type profile struct {
+	*Profile
+	own  *entry
+	gate *gate
+
+	// subsets of the scopes that callers asked for, by scopeKey.
+	subsets sync.Map // string -> *entry
+	// served counts answers by Source.
+	served [FromEndpoint + 1]atomic.Uint64
+}
+
+// maxSubsets bounds the scope subsets in use per profile: each is a token, and a
+// token request, of its own.
+const maxSubsets = 256
+
+// New returns a broker without profiles. Close it when done.
+func New(store Store, o Options) *Broker {
+	b := &Broker{
+		store:   store,
+		lease:   orDefault(o.Lease, 3*time.Second),
+		log:     o.Logger,
+		observe: o.Observe,
+		entries: make(map[string]*entry),
+		gates:   make(map[string]*gate),
+	}
+	if b.log == nil {
+		b.log = slog.New(slog.DiscardHandler)
+	}
+	if b.observe == nil {
+		b.observe = func(Attempt) {}
+	}
+	b.ctx, b.stop = context.WithCancel(context.Background())
+	b.profiles.Store(&map[string]*profile{})
+	b.unsubscribe = store.Subscribe(b.changed)
+	return b
+}
+
+// Configure replaces all profiles at once. Tokens and remembered failures stay
+// wherever what would be issued is the same as before. Flights of profiles that
+// went away finish and are saved, and are never served.
+func (b *Broker) Configure(configured []*Profile) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+
+	before := *b.profiles.Load()
+	next := make(map[string]*profile, len(configured))
+	entries := make(map[string]*entry, len(configured))
+	gates := make(map[string]*gate, len(configured))
+	keep := func(e *entry) *entry {
+		entries[e.family] = e
+		return e
+	}
+	for _, c := range configured {
+		p := &profile{Profile: c}
+		if p.gate = gates[c.Identity]; p.gate == nil {
+			if p.gate = b.gates[c.Identity]; p.gate == nil {
+				p.gate = newGate()
+			}
+			gates[c.Identity] = p.gate
+		}
+		scopes := canonical(c.Scopes)
+		family := c.family(scopes)
+		switch {
+		case entries[family] != nil:
+			p.own = entries[family]
+		case b.entries[family] != nil:
+			p.own = keep(b.entries[family])
+		default:
+			p.own = keep(newEntry(b, family, c.Scopes))
+		}
+		p.own.adoptProfile(p)
+		if old := before[c.Name]; old != nil {
+			for i := range p.served {
+				p.served[i].Store(old.served[i].Load())
+			}
+			if old.Identity == c.Identity {
+				old.subsets.Range(func(key, value any) bool {
+					if e := value.(*entry); within(e.scopes, c.Scopes) {
+						keep(e).adoptProfile(p)
+						p.subsets.Store(key, e)
+					}
+					return true
+				})
+			}
+		}
+		next[c.Name] = p
+	}
+	for family, e := range b.entries {
+		if entries[family] == nil {
+			e.retire()
+		}
+	}
+	b.entries, b.gates = entries, gates
+	b.profiles.Store(&next)
+}
+
+// Issue returns a token of the profile for the scopes (nil: the profile's own)
+// that meets the demand, waiting for one until ctx ends. The error is an *Error
+// or ctx's.
+func (b *Broker) Issue(ctx context.Context, name string, scopes []string, d Demand) (*Token, Source, error) {
+	p, err := b.profile(name)
+	if err != nil {
+		return nil, 0, err
+	}
+	e := p.own
+	if len(scopes) > 0 {
+		if e, err = b.subset(p, scopes); err != nil {
+			return nil, 0, err
+		}
+	}
+	now := time.Now()
+	t, source := e.token.Load(), FromMemory
+	if t != nil && t.meets(d, now) {
+		e.touch(now)
+		if e.dormant.Load() {
+			e.rouse()
+		}
+	} else {
+		e.touch(now)
+		if t, source, err = e.obtain(ctx, p, d); err != nil {
+			return nil, 0, err
+		}
+	}
+	p.served[source].Add(1)
+	return t, source, nil
+}
+
+func (b *Broker) profile(name string) (*profile, error) {
+	if p := (*b.profiles.Load())[name]; p != nil {
+		return p, nil
+	}
+	return nil, &Error{Reason: ReasonProfileUnknown, Text: fmt.Sprintf("there is no profile %q", name)}
+}
+
+// subset returns the entry for some of the profile's scopes.
+func (b *Broker) subset(p *profile, scopes []string) (*entry, error) {
+	scopes = canonical(scopes)
+	key := scopeKey(scopes)
+	if e, ok := p.subsets.Load(key); ok {
+		return e.(*entry), nil
+	}
+	for _, s := range scopes {
+		if !slices.Contains(p.Scopes, s) {
+			return nil, &Error{
+				Reason: ReasonInvalidRequest, Field: "scopes",
+				Text: fmt.Sprintf("scope %q is not among those of profile %s; ask for some of those, or for none to get all", s, p.Name),
+			}
+		}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	family := p.family(scopes)
+	e := b.entries[family]
+	if e == nil {
+		if !p.roomForSubset(b.entries) {
+			return nil, &Error{
+				Reason:     ReasonCallerThrottled,
+				Text:       fmt.Sprintf("profile %s already has tokens for %d subsets of its scopes, the most it may; ask for the same subsets again, or for none", p.Name, maxSubsets),
+				RetryAfter: time.Minute,
+			}
+		}
+		e = newEntry(b, family, scopes)
+		e.adoptProfile(p)
+		if current, ok := (*b.profiles.Load())[p.Name]; ok && current == p {
+			b.entries[family] = e // else p was replaced a moment ago: serve this call, keep nothing
+		}
+	}
+	p.subsets.Store(key, e)
+	return e, nil
+}
+
+// roomForSubset makes room by forgetting subsets that nobody uses any more.
+func (p *profile) roomForSubset(entries map[string]*entry) bool {
+	n, now := 0, time.Now()
+	p.subsets.Range(func(key, value any) bool {
+		e := value.(*entry)
+		if e != p.own && e.spent(now) {
+			p.subsets.Delete(key)
+			delete(entries, e.family)
+			e.retire()
+			return true
+		}
+		n++
+		return true
+	})
+	return n < maxSubsets
+}
+
+// Reset forgets the failures remembered for a profile, so that the next call
+// tries again.
+func (b *Broker) Reset(ctx context.Context, name string) error {
+	p, err := b.profile(name)
+	if err != nil {
+		return err
+	}
+	p.gate.reset()
+	for _, e := range p.all() {
+		if err := b.store.Reset(ctx, e.family); err != nil {
+			return storeUnavailable(p.Profile, "forgetting the failure of", err)
+		}
+		e.forgetFailure()
+	}
+	return nil
+}
+
+// all entries of the profile, its own first.
+func (p *profile) all() []*entry {
+	es := []*entry{p.own}
+	p.subsets.Range(func(_, value any) bool {
+		if e := value.(*entry); e != p.own {
+			es = append(es, e)
+		}
+		return true
+	})
+	return es
+}
+
+// Profiles returns the names of all profiles, sorted.
+func (b *Broker) Profiles() []string { return slices.Sorted(maps.Keys(*b.profiles.Load())) }
+
+// changed hears from the store that a family is no longer as it was.
+func (b *Broker) changed(c Change) {
+	b.mu.Lock()
+	e := b.entries[c.Family]
+	b.mu.Unlock()
+	if e != nil {
+		e.hear(c)
+	}
+}
+
+// takeOff registers a flight, unless the broker is closed.
+func (b *Broker) takeOff() bool {
+	b.life.Lock()
+	defer b.life.Unlock()
+	if b.closed {
+		return false
+	}
+	b.flights.Add(1)
+	return true
+}
+
+// Close gives back what flights hold and waits for them to end. Callers that
+// wait get ENDPOINT_UNAVAILABLE, so that they turn to another replica.
+func (b *Broker) Close() {
+	b.life.Lock()
+	b.closed = true
+	b.life.Unlock()
+	b.unsubscribe()
+	b.stop()
+	b.flights.Wait()
+	b.Configure(nil)
+}
+
+func within(some, all []string) bool {
+	for _, s := range some {
+		if !slices.Contains(all, s) {
+			return false
+		}
+	}
+	return true
+}
+
+func newOwner() string { return rand.Text() }

@@ -1,0 +1,332 @@
+package broker
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// entry is what memory knows of one family.
+type entry struct {
+	b      *Broker
+	family string
+	// scopes to ask for.
+	scopes []string
+
+	// token that callers get. Only adopt writes it, under mu; anyone reads it.
+	token atomic.Pointer[Token]
+	// used is when a caller last asked, in Unix seconds.
+	used atomic.Int64
+	// dormant tells that the token came due for renewal while nobody asked
+	// for it; the next caller rouses it.
+	dormant atomic.Bool
+
+	// mu guards what follows. It is never held across I/O.
+	mu sync.Mutex
+	// profile that the next renewal presents.
+	profile *profile
+	// flight under way, or nil. Whoever sets it starts it; landing clears it.
+	flight *flight
+	// failure that holds callers back.
+	failure remembered
+	// floor is the highest generation seen, kept when the token is gone.
+	floor Generation
+	// quiet is until when the endpoint is left alone because it returned
+	// the token that we already had.
+	quiet time.Time
+	// timer fires when the token is due for renewal.
+	timer   *time.Timer
+	retired bool
+}
+
+// remembered is a failure with the instant at which it ends.
+type remembered struct {
+	Failure
+	since time.Time
+}
+
+func (r remembered) rest(now time.Time) time.Duration {
+	if r.Rest == Forever {
+		return Forever
+	}
+	return r.Rest - now.Sub(r.since)
+}
+
+func (r remembered) binds(credential string, now time.Time) bool {
+	return r.Binds(credential) && r.rest(now) > 0
+}
+
+func newEntry(b *Broker, family string, scopes []string) *entry {
+	return &entry{b: b, family: family, scopes: scopes}
+}
+
+// touch notes that a caller asked. Once a second is enough, and keeps callers
+// on many cores from fighting over one cache line.
+func (e *entry) touch(now time.Time) {
+	if s := now.Unix(); e.used.Load() != s {
+		e.used.Store(s)
+	}
+}
+
+// spent reports whether nothing is lost by forgetting the entry.
+func (e *entry) spent(now time.Time) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	t := e.token.Load()
+	return e.flight == nil && e.failure.Kind == NoFailure && (t == nil || t.remaining(now) <= 0)
+}
+
+// adoptProfile makes p the profile of the next renewal.
+func (e *entry) adoptProfile(p *profile) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.profile = p
+	if e.timer != nil { // a new credential may end what held the renewal back
+		e.schedule(time.Now(), 0)
+	}
+}
+
+// retire ends renewals for good.
+func (e *entry) retire() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.retired = true
+	e.dormant.Store(false)
+	if e.timer != nil {
+		e.timer.Stop()
+	}
+}
+
+func (e *entry) forgetFailure() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.failure = remembered{}
+	if e.flight == nil {
+		e.schedule(time.Now(), 0)
+	}
+}
+
+// obtain waits for a token that meets the demand: that of the flight under way,
+// and if that one does not meet it, that of one more.
+func (e *entry) obtain(ctx context.Context, p *profile, d Demand) (*Token, Source, error) {
+	for last := false; ; last = true {
+		t, f, err := e.join(p, d)
+		if t != nil {
+			return t, FromMemory, nil
+		}
+		if err != nil {
+			return e.orLiving(d, err)
+		}
+		select {
+		case <-f.done:
+		case <-ctx.Done():
+			return nil, 0, ctx.Err()
+		}
+		switch now := time.Now(); {
+		case f.token != nil && f.token.meets(d, now):
+			return f.token, f.source, nil
+		case f.err != nil && (last || f.err.binds(d, f.demand, p.Credential)):
+			return e.orLiving(d, f.err)
+		case f.token != nil && (last || f.demand == d):
+			return e.orLiving(d, unmet(p, d, f.token))
+		}
+	}
+}
+
+// orLiving returns the token in memory if it serves, though it is in its last
+// moments, and else the error.
+func (e *entry) orLiving(d Demand, err *Error) (*Token, Source, error) {
+	if t := e.token.Load(); t != nil && t.serves(d, time.Now()) {
+		return t, FromMemory, nil
+	}
+	return nil, 0, err
+}
+
+// join returns a token that arrived in the meantime, or the flight to wait for,
+// or why none is started.
+func (e *entry) join(p *profile, d Demand) (*Token, *flight, *Error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	now := time.Now()
+	t := e.token.Load()
+	if t != nil && (t.meets(d, now) || now.Before(e.quiet) && t.serves(d, now)) {
+		return t, nil, nil
+	}
+	if e.flight != nil {
+		return nil, e.flight, nil
+	}
+	if t != nil && t.remaining(now) > 0 && d.TooLong(t.lifetime) {
+		return nil, nil, lifetimeUnavailable(p.Profile, d, t.lifetime)
+	}
+	if r := e.standing(p, now); r.Kind != NoFailure {
+		return nil, nil, failureError(p.Profile, r.Failure, r.rest(now))
+	}
+	e.profile = p
+	return nil, e.launch(d), nil
+}
+
+// standing returns the failure that holds p back: the family's own, or that of
+// its client.
+func (e *entry) standing(p *profile, now time.Time) remembered {
+	if e.failure.binds(p.Credential, now) {
+		return e.failure
+	}
+	return p.gate.standing(p.Credential, now)
+}
+
+// launch starts a flight for e.profile. e.mu is held.
+func (e *entry) launch(d Demand) *flight {
+	f := &flight{
+		profile: e.profile,
+		demand:  d,
+		done:    make(chan struct{}),
+		changed: make(chan struct{}, 1),
+	}
+	if !e.b.takeOff() {
+		f.err = shuttingDown(e.profile.Profile)
+		close(f.done)
+		return f
+	}
+	e.dormant.Store(false)
+	e.flight = f
+	floor := e.floor
+	go func() {
+		defer e.b.flights.Done()
+		defer e.land(f)
+		f.fly(e, floor)
+	}()
+	return f
+}
+
+// land ends a flight: it says when to look for the next token, then lets the
+// callers go.
+func (e *entry) land(f *flight) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.flight = nil
+	now, pause := time.Now(), time.Second
+	switch t := e.token.Load(); {
+	case f.err != nil:
+		pause = backoffFirst
+	case f.repeated && t != nil:
+		pause = max(t.remaining(now)/2, noProgress)
+		e.quiet = now.Add(pause)
+	}
+	e.schedule(now, pause)
+	close(f.done)
+}
+
+// adopt takes a token from the store into memory, unless memory already knows a
+// newer one, and returns the one to serve. start is when the call that returned
+// it was begun.
+func (e *entry) adopt(s StoredToken, start time.Time) *Token {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if old := e.token.Load(); old != nil {
+		newer := old.generation > s.Generation
+		// Reading the same token again never lengthens what memory knows,
+		// or each reading would add the time that the reply took.
+		same := old.generation == s.Generation && old.remaining(start) > 0
+		if newer || same {
+			return old
+		}
+	}
+	t := newToken(s, start, e.profile.maxTokenAge())
+	e.floor = max(e.floor, s.Generation)
+	e.failure = remembered{}
+	e.token.Store(t)
+	return t
+}
+
+// remember holds callers back until the failure has rested.
+func (e *entry) remember(f Failure) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.failure = remembered{Failure: f, since: time.Now()}
+}
+
+// schedule sets the timer for the token's renewal, at least pause from now and
+// not while a failure stands. e.mu is held.
+func (e *entry) schedule(now time.Time, pause time.Duration) {
+	t := e.token.Load()
+	if e.retired || t == nil || t.remaining(now) <= 0 {
+		return
+	}
+	wait := max(until(now, t.renewTime), pause)
+	if r := e.standing(e.profile, now); r.Kind != NoFailure {
+		rest := r.rest(now)
+		if rest == Forever {
+			return // a new credential or a reset schedules again
+		}
+		wait = max(wait, rest)
+	}
+	if e.timer == nil {
+		e.timer = time.AfterFunc(wait, e.renew)
+	} else {
+		e.timer.Reset(wait)
+	}
+}
+
+// renew looks for a successor of the token if it was asked for within its last
+// life, and leaves it alone otherwise.
+func (e *entry) renew() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	now := time.Now()
+	t := e.token.Load()
+	if e.retired || e.flight != nil || t == nil || t.remaining(now) <= 0 {
+		return
+	}
+	if r := e.standing(e.profile, now); r.Kind != NoFailure {
+		e.schedule(now, 0)
+		return
+	}
+	life := min(t.lifetime, e.profile.maxTokenAge())
+	if now.Sub(time.Unix(e.used.Load(), 0)) > life {
+		e.dormant.Store(true)
+		return
+	}
+	e.launch(Demand{NewerThan: t.generation})
+}
+
+// rouse starts the renewal that was left undone because nobody asked.
+func (e *entry) rouse() {
+	if e.dormant.CompareAndSwap(true, false) {
+		e.renew()
+	}
+}
+
+// hear wakes a waiting flight, or fetches what another replica obtained.
+func (e *entry) hear(c Change) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if c.Reset {
+		e.failure = remembered{}
+		e.profile.gate.reset()
+	}
+	if e.flight != nil {
+		select {
+		case e.flight.changed <- struct{}{}:
+		default: // it has a change to look at already
+		}
+		return
+	}
+	t := e.token.Load()
+	if t == nil || c.Generation <= t.generation || e.retired {
+		return
+	}
+	e.launch(Demand{NewerThan: t.generation})
+}
+
+func unmet(p *profile, d Demand, t *Token) *Error {
+	if d.Not == t.ID {
+		return &Error{
+			Reason:     ReasonEndpointUnavailable,
+			Text:       fmt.Sprintf("refreshing the token of profile %s: the authorization server returned the very token %s that was reported as rejected; if it keeps doing so, ask its operators why the resource server refuses that token", p.Name, t.ID),
+			RetryAfter: noProgress,
+		}
+	}
+	return lifetimeUnavailable(p.Profile, d, t.lifetime)
+}

@@ -1,0 +1,110 @@
+package broker
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// Issuer makes one attempt to obtain a grant from one authorization server for
+// one profile. It does not retry, cache or store: the flight that calls it owns
+// all of that.
+//
+// Issue may be called from several goroutines. It returns when the server has
+// answered or ctx ends, whichever is first, and never later than the time-out
+// that the profile sets. The error is always an *IssueError.
+type Issuer interface {
+	Issue(ctx context.Context, request Request) (*Grant, error)
+}
+
+// Request says what is wanted beyond what the profile fixes.
+type Request struct {
+	// Scopes to ask for; empty asks for none in particular, which each
+	// server reads in its own way (RFC 6749 section 3.3).
+	Scopes []string
+}
+
+// Grant is a token endpoint's successful answer (RFC 6749 section 5.1).
+type Grant struct {
+	AccessToken Secret
+	// TokenType in canonical case; "Bearer" when the server sent none.
+	TokenType string
+	// Lifetime as the server stated it, counted from before the request was
+	// sent. Zero means that it stated none.
+	Lifetime time.Duration
+	// Scopes that were granted; nil means as requested.
+	Scopes []string
+	// RefreshToken is empty when none came; the one in hand then stays valid.
+	RefreshToken Secret
+	// IDToken is empty when none came.
+	IDToken Secret
+}
+
+// IssueErrorKind says what a failed attempt means for the next one.
+type IssueErrorKind int
+
+const (
+	// Unavailable: the server was not reached, or it answered that it cannot
+	// serve just now, or a gateway answered in its place. Try again later.
+	Unavailable IssueErrorKind = iota + 1
+	// Throttled: the server asks to be left alone for RetryAfter.
+	Throttled
+	// Malformed: a complete answer that makes no sense (HTML, no token,
+	// impossible lifetime). Try again later.
+	Malformed
+	// Ambiguous: the request was sent and no complete answer came; the
+	// server may have acted on it. Harmless for a grant that can be repeated.
+	Ambiguous
+	// ClientRejected: the server refuses the client (invalid_client).
+	ClientRejected
+	// UserRejected: the server refuses the resource owner's name or password.
+	// One more attempt may lock the account.
+	UserRejected
+	// GrantDead: the server says that this very refresh token or code is no
+	// longer good (invalid_grant).
+	GrantDead
+	// RequestRejected: the server knows the client and refuses what it asks
+	// for (invalid_scope, unauthorized_client, ...).
+	RequestRejected
+)
+
+func (k IssueErrorKind) String() string {
+	switch k {
+	case Unavailable:
+		return "unavailable"
+	case Throttled:
+		return "throttled"
+	case Malformed:
+		return "malformed"
+	case Ambiguous:
+		return "ambiguous"
+	case ClientRejected:
+		return "client_rejected"
+	case UserRejected:
+		return "user_rejected"
+	case GrantDead:
+		return "grant_dead"
+	case RequestRejected:
+		return "request_rejected"
+	}
+	return fmt.Sprintf("IssueErrorKind(%d)", int(k))
+}
+
+// IssueError is a failed attempt, classified.
+type IssueError struct {
+	Kind IssueErrorKind
+	// Code is the OAuth error code when the server sent a registered one.
+	Code string
+	// Text says in public words what went wrong: lower case, no secret, no
+	// part of a body that could hold one. It reaches callers and logs.
+	Text string
+	// RetryAfter is what the server asked for, from now; zero if nothing.
+	RetryAfter time.Duration
+	// Trace is the server's own id of the failure for its support, if any.
+	Trace string
+	// Err is the private cause. It reaches logs at debug level at most.
+	Err error
+}
+
+func (e *IssueError) Error() string { return e.Text }
+func (e *IssueError) Unwrap() error { return e.Err }

@@ -1,0 +1,95 @@
+package broker
+
+import (
+	"slices"
+	"strings"
+	"time"
+)
+
+// GrantType is how a profile obtains its tokens, in RFC 6749's words.
+type GrantType string
+
+// The grant types of RFC 6749 that profiles use.
+const (
+	ClientCredentials GrantType = "client_credentials"
+	Password          GrantType = "password"
+	AuthorizationCode GrantType = "authorization_code"
+)
+
+// Profile is a named set of credentials for one authorization server. It is
+// immutable: a changed configuration brings new ones.
+type Profile struct {
+	// Name is unique among the profiles.
+	Name string
+	// Provider is "vantage", "secureauth" or "oauth2".
+	Provider string
+	// GrantType of the profile.
+	GrantType GrantType
+	// Scopes that a caller gets when it names none, and may narrow.
+	Scopes []string
+	// Identity is the digest of everything but the scopes that changes what
+	// would be issued (endpoint, tenant, client, grant, user, extra
+	// parameters) and of nothing else: two profiles with the same identity
+	// share tokens. See Identity.
+	Identity string
+	// Credential is the keyed digest of the secrets that Issuer presents; a
+	// remembered refusal ends when it changes. See Fingerprint.
+	Credential string
+	// Issuer obtains the grants.
+	Issuer Issuer
+	// DefaultLifetime is assumed when the server states none; zero means
+	// one hour.
+	DefaultLifetime time.Duration
+	// MaxTokenAge is the age at which a token is renewed however long it
+	// still lives; zero means 24 hours.
+	MaxTokenAge time.Duration
+	// RejectedRetry is how long refused client credentials rest before they
+	// are tried once more unchanged; zero means 30 minutes.
+	RejectedRetry time.Duration
+	// Endpoint is the token endpoint's URL, for messages to people.
+	Endpoint string
+}
+
+const (
+	defaultLifetime      = time.Hour
+	defaultMaxTokenAge   = 24 * time.Hour
+	defaultRejectedRetry = 30 * time.Minute
+)
+
+func (p *Profile) lifetime(stated time.Duration) time.Duration {
+	if stated > 0 {
+		return stated
+	}
+	return orDefault(p.DefaultLifetime, defaultLifetime)
+}
+
+func (p *Profile) maxTokenAge() time.Duration {
+	return orDefault(p.MaxTokenAge, defaultMaxTokenAge)
+}
+
+func (p *Profile) rejectedRetry() time.Duration {
+	return orDefault(p.RejectedRetry, defaultRejectedRetry)
+}
+
+func orDefault(d, standard time.Duration) time.Duration {
+	if d > 0 {
+		return d
+	}
+	return standard
+}
+
+// family names what must have a single writer. For a grant that can be
+// repeated that is one identity with one set of scopes.
+func (p *Profile) family(scopes []string) string {
+	return Identity(append([]string{p.Identity}, scopes...)...)
+}
+
+// canonical sorts scopes and drops repetitions: their order means nothing
+// (RFC 6749 section 3.3).
+func canonical(scopes []string) []string {
+	c := slices.Clone(scopes)
+	slices.Sort(c)
+	return slices.Compact(c)
+}
+
+func scopeKey(scopes []string) string { return strings.Join(scopes, " ") }
