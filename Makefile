@@ -1,0 +1,106 @@
+# The workshop. "make" lists what there is; "make check" is all that CI runs.
+# It needs Go, git and make, and a C compiler for the race detector (the tests install one where they can).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+# For how long each fuzz target runs.
+FUZZTIME ?= 30s
+# Which packages test, bench and fuzz look at.
+PKG ?= ./...
+
+# Tools are built once per Go version and per tools/go.mod; a tool that an older Go has built may not understand the
+# code of a newer one.
+GO_VERSION := $(shell go env GOVERSION)
+TOOLS := bin/.tools-$(GO_VERSION)
+VALIDATE_PROTO := third_party/buf/validate/validate.proto
+
+.PHONY: help
+help: ## Show this list.
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build bin/broker.
+	go build -trimpath -o bin/broker ./cmd/broker
+
+.PHONY: test
+test: ## Run all tests under the race detector; PKG=./internal/... for some.
+	scripts/need.sh cc
+	CGO_ENABLED=1 go test -race -timeout 10m $(PKG)
+
+.PHONY: check
+check: ## Run all that CI runs.
+	$(MAKE) lint
+	$(MAKE) generated-check
+	$(MAKE) vuln
+	$(MAKE) test
+	$(MAKE) build
+
+.PHONY: lint
+lint: lint-go lint-proto ## Check format, go vet, staticcheck, buf lint and buf breaking.
+
+.PHONY: lint-go
+lint-go: $(TOOLS)
+	@unformatted=$$(git ls-files -co --exclude-standard -- '*.go' | while read -r f; do [ ! -e "$$f" ] || echo "$$f"; done | xargs -r gofmt -l); \
+	if [ -n "$$unformatted" ]; then printf 'not formatted, run gofmt -w on:\n%s\n' "$$unformatted" >&2; exit 1; fi
+	go vet ./...
+	# Generated code is not ours to argue with.
+	bin/staticcheck $$(go list ./... | grep -v '/gen/')
+
+.PHONY: lint-proto
+lint-proto: $(TOOLS) $(VALIDATE_PROTO)
+	bin/buf format --diff --exit-code proto
+	bin/buf lint
+	scripts/breaking.sh
+
+.PHONY: generate
+generate: $(TOOLS) $(VALIDATE_PROTO) ## Generate gen/ from proto/.
+	bin/buf format -w proto
+	bin/buf generate
+
+.PHONY: generated-check
+generated-check: $(TOOLS) $(VALIDATE_PROTO) ## Check that gen/ is what "make generate" makes.
+	@tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
+	bin/buf generate -o "$$tmp"; \
+	if ! diff -ru gen "$$tmp/gen"; then \
+		echo 'gen/ is not what proto/ says (see above): run "make generate", and delete what is only in gen/' >&2; exit 1; \
+	fi; \
+	echo 'gen/ is fresh'
+
+.PHONY: vuln
+vuln: $(TOOLS) ## Look for known vulnerabilities that the code reaches.
+	scripts/vuln.sh
+
+.PHONY: fuzz
+fuzz: ## Run each fuzz target for FUZZTIME.
+	scripts/fuzz.sh '$(FUZZTIME)' '$(PKG)'
+
+.PHONY: bench
+bench: ## Run the benchmarks; PKG=./internal/... for some.
+	go test -run '^$$' -bench . -benchmem $(PKG)
+
+.PHONY: tools
+tools: $(TOOLS) $(VALIDATE_PROTO) ## Build the tools that tools/go.mod pins into bin/.
+
+.PHONY: download
+download: ## Download all modules, so that the rest works without a network.
+	go mod download
+	go -C tools mod download
+
+.PHONY: clean
+clean: ## Delete what was built.
+	rm -rf bin third_party
+
+$(TOOLS): tools/go.mod tools/go.sum
+	mkdir -p bin
+	go -C tools build -o '$(CURDIR)/bin/' tool
+	@rm -f bin/.tools-*
+	@touch $@
+
+# The rules that our schemas import. They come out of a Go module, because buf's registry is out of reach for many.
+$(VALIDATE_PROTO): tools/go.mod
+	go -C tools mod download github.com/bufbuild/protovalidate
+	@mkdir -p $(@D)
+	install -m 0644 "$$(go -C tools list -m -f '{{.Dir}}' github.com/bufbuild/protovalidate)/proto/protovalidate/buf/validate/validate.proto" $@

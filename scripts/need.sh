@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# Makes sure that programs the tests need are there, installing them with the system's package manager where possible.
+#
+#   need.sh cc ...
+#
+# To add one: a case in have() and one in package().
+set -euo pipefail
+
+# have NAME: succeeds if it is there.
+have() {
+  case $1 in
+    cc) command -v "$(go env CC | cut -d' ' -f1)" >/dev/null && echo 'int main(void) { return 0; }' | $(go env CC) -x c -o /dev/null - >/dev/null 2>&1 ;;
+    *) command -v "$1" >/dev/null ;;
+  esac
+}
+
+# why NAME: what it is for.
+why() {
+  case $1 in
+    cc) echo "a C compiler, for the race detector" ;;
+    *) echo "$1, for the tests" ;;
+  esac
+}
+
+# package MANAGER NAME: the packages that bring it.
+package() {
+  case $1:$2 in
+    apt-get:cc) echo gcc libc6-dev ;;
+    dnf:cc) echo gcc glibc-devel ;;
+    apk:cc) echo gcc musl-dev ;;
+    *) echo "$2" ;;
+  esac
+}
+
+# install MANAGER PACKAGE...
+install() {
+  local manager=$1 sudo=()
+  shift
+  if [ "$(id -u)" -ne 0 ]; then
+    sudo=(sudo -n)
+  fi
+  case $manager in
+    apt-get)
+      "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@" ||
+        { "${sudo[@]}" apt-get update && "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"; }
+      ;;
+    dnf) "${sudo[@]}" dnf install -y "$@" ;;
+    apk) "${sudo[@]}" apk add "$@" ;;
+  esac
+}
+
+for name; do
+  have "$name" && continue
+  manager=
+  for candidate in apt-get dnf apk; do
+    if command -v "$candidate" >/dev/null; then
+      manager=$candidate
+      break
+    fi
+  done
+  if [ -z "$manager" ]; then
+    echo "need.sh: $(why "$name") is missing, and there is no apt-get, dnf or apk to install it with: install it, then try again" >&2
+    exit 1
+  fi
+  # Word splitting is wanted: several packages may be needed.
+  # shellcheck disable=SC2207
+  packages=($(package "$manager" "$name"))
+  echo "need.sh: $(why "$name") is missing: installing ${packages[*]} with $manager" >&2
+  if ! install "$manager" "${packages[@]}" >&2 || ! have "$name"; then
+    echo "need.sh: could not install ${packages[*]} with $manager (it takes root or sudo without a password, and a network): install it, then try again" >&2
+    exit 1
+  fi
+done
