@@ -319,14 +319,20 @@ func (b *Broker) takeOff() bool {
 	return true
 }
 
-// Close gives back what flights hold and waits for them to end. Callers that
-// wait get ENDPOINT_UNAVAILABLE, so that they turn to another replica.
-func (b *Broker) Close() {
+// Drain gives back what flights hold and starts no more. Callers that wait get
+// ENDPOINT_UNAVAILABLE, so that they turn to another replica; those whom memory
+// can answer are answered still.
+func (b *Broker) Drain() {
 	b.life.Lock()
 	b.closed = true
 	b.life.Unlock()
-	b.unsubscribe()
 	b.stop()
+}
+
+// Close drains, and returns when nothing of the broker runs any more.
+func (b *Broker) Close() {
+	b.Drain()
+	b.unsubscribe()
 	b.flights.Wait()
 	b.Configure(nil)
 }
@@ -341,3 +347,6 @@ func within(some, all []string) bool {
 }
 
 func newOwner() string { return rand.Text() }
+
+// Has reports whether there is a profile of that name.
+func (b *Broker) Has(name string) bool { return (*b.profiles.Load())[name] != nil }

@@ -71,8 +71,6 @@ func (t *Token) serves(d Demand, now time.Time) bool {
 	return left > 0 && left >= d.Lifetime && t.generation > d.NewerThan && (d.Not == "" || t.ID != d.Not)
 }
 
-func (t *Token) due(now time.Time) bool { return until(now, t.renewTime) <= 0 }
-
 func until(now, then time.Time) time.Duration {
 	return min(then.Sub(now), then.Round(0).Sub(now.Round(0)))
 }

@@ -1,0 +1,113 @@
+package service
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/tokenbroker/tokenbroker/internal/broker"
+	"github.com/tokenbroker/tokenbroker/internal/store"
+
+	pb "github.com/tokenbroker/tokenbroker/gen/tokenbroker/v1"
+)
+
+// issuer answers at once.
+type issuer struct{}
+
+func (issuer) Issue(context.Context, broker.Request) (*broker.Grant, error) {
+	return &broker.Grant{AccessToken: broker.NewSecret("eyJhbGciOiJSUzI1NiJ9.e30.c2lnbmF0dXJl"), TokenType: "Bearer", Lifetime: time.Hour}, nil
+}
+
+// called is a context as the server makes it for a caller on loopback.
+func called(ctx context.Context) context.Context {
+	return peer.NewContext(ctx, &peer.Peer{
+		Addr:     &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1},
+		AuthInfo: localInfo{caller: &caller{name: Anonymous, proof: pb.IdentityProof_IDENTITY_PROOF_ANONYMOUS_LOOPBACK}},
+	})
+}
+
+func newBench(b *testing.B) *Service {
+	b.Helper()
+	br := broker.New(store.NewMemory(), broker.Options{})
+	b.Cleanup(br.Close)
+	br.Configure([]*broker.Profile{{
+		Name: "invoices", Provider: "vantage", GrantType: broker.ClientCredentials, Scopes: []string{"a", "b"},
+		Identity: "i", Credential: "c", Issuer: issuer{},
+	}})
+	s, err := New(Options{Broker: br, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	policy, err := NewPolicy([]Rule{
+		{Callers: []string{"spiffe://prod/ns/batch/*"}, Profiles: []string{"*"}, Allow: []string{"admin"}},
+		{Callers: []string{Anonymous}, Profiles: []string{"inv*"}, Allow: []string{"issue", "refresh"}},
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	s.SetPolicy(policy)
+	return s
+}
+
+// BenchmarkIssueToken is the handler from decoded request to response, without
+// the network: validation, identity, policy, memory.
+func BenchmarkIssueToken(b *testing.B) {
+	s := newBench(b)
+	ctx := called(b.Context())
+	t := &tokenBroker{Service: s}
+	handler := func(ctx context.Context, r any) (any, error) { return t.IssueToken(ctx, r.(*pb.IssueTokenRequest)) }
+	info := &grpc.UnaryServerInfo{FullMethod: pb.TokenBroker_IssueToken_FullMethodName}
+	issue := func(r *pb.IssueTokenRequest) (any, error) {
+		return s.explain(ctx, r, info, func(ctx context.Context, r any) (any, error) {
+			return s.validate(ctx, r, info, handler)
+		})
+	}
+	for name, r := range map[string]*pb.IssueTokenRequest{
+		"profile": {Profile: "invoices"},
+		"subset":  {Profile: "invoices", Scopes: []string{"a"}},
+	} {
+		if _, err := issue(r); err != nil {
+			b.Fatal(err)
+		}
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := issue(r); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+		b.Run(name+"/parallel", func(b *testing.B) {
+			b.ReportAllocs()
+			b.RunParallel(func(p *testing.PB) {
+				for p.Next() {
+					if _, err := issue(r); err != nil {
+						b.Error(err)
+						return
+					}
+				}
+			})
+		})
+	}
+}
+
+// BenchmarkMarshal is what any gRPC server pays for this response, to compare.
+func BenchmarkMarshal(b *testing.B) {
+	s := newBench(b)
+	r, err := (&tokenBroker{Service: s}).IssueToken(called(b.Context()), &pb.IssueTokenRequest{Profile: "invoices"})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := proto.Marshal(r); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

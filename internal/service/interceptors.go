@@ -1,0 +1,168 @@
+package service
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"log/slog"
+
+	"buf.build/go/protovalidate"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/tokenbroker/tokenbroker/internal/broker"
+
+	pb "github.com/tokenbroker/tokenbroker/gen/tokenbroker/v1"
+)
+
+// requests are all messages that callers send.
+var requests = []proto.Message{
+	&pb.IssueTokenRequest{}, &pb.RefreshTokenRequest{}, &pb.WatchTokenRequest{}, &pb.RevokeTokenRequest{}, &pb.WhoAmIRequest{},
+	&pb.ListProfilesRequest{}, &pb.GetProfileRequest{}, &pb.StartAuthorizationRequest{}, &pb.CompleteAuthorizationRequest{},
+	&pb.ResetProfileRequest{}, &pb.CreateClientRequest{}, &pb.CreateClientSecretRequest{}, &pb.RotateClientSecretRequest{},
+}
+
+// requestIDHeader is read from the caller, and returned in the metadata of
+// errors.
+const requestIDHeader = "x-request-id"
+
+// explain turns errors into statuses with details, and logs each of them once.
+func (s *Service) explain(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	response, err := handler(ctx, request)
+	if err == nil {
+		return response, nil
+	}
+	id := requestID(ctx)
+	st := statusOf(err, id)
+	s.logFailure(ctx, info.FullMethod, id, st)
+	return nil, st.Err()
+}
+
+func (s *Service) logFailure(ctx context.Context, method, id string, st *status.Status) {
+	level := slog.LevelInfo
+	switch st.Code() {
+	case codes.Internal, codes.Unknown:
+		level = slog.LevelError
+	case codes.Unavailable, codes.FailedPrecondition, codes.ResourceExhausted, codes.DeadlineExceeded, codes.Canceled:
+		// What goes wrong at an endpoint is logged once per attempt, by
+		// the broker; a line per caller would only repeat it.
+		level = slog.LevelDebug
+	}
+	if !s.log.Enabled(ctx, level) {
+		return
+	}
+	attrs := []slog.Attr{slog.String("method", method), slog.String("code", st.Code().String()), slog.String("request_id", id)}
+	if c, ok := callerFrom(ctx); ok {
+		attrs = append(attrs, slog.String("caller", c.name))
+	}
+	for _, d := range st.Details() {
+		if e, ok := d.(*errdetails.ErrorInfo); ok {
+			attrs = append(attrs, slog.String("reason", e.Reason), slog.String("profile", e.Metadata["profile"]))
+		}
+	}
+	s.log.LogAttrs(ctx, level, "call failed", attrs...)
+}
+
+// requestID is the caller's own id for the call, if it is harmless to log, or a
+// new one.
+func requestID(ctx context.Context) string {
+	if values := metadata.ValueFromIncomingContext(ctx, requestIDHeader); len(values) == 1 && harmless(values[0]) {
+		return values[0]
+	}
+	return rand.Text()[:16]
+}
+
+func harmless(id string) bool {
+	if id == "" || len(id) > 64 {
+		return false
+	}
+	for _, c := range []byte(id) {
+		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_' || c == '.') {
+			return false
+		}
+	}
+	return true
+}
+
+// validate holds requests to the rules of the schema.
+func (s *Service) validate(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	m, ok := request.(proto.Message)
+	if !ok {
+		return nil, internalError
+	}
+	if err := s.check(ctx, m); err != nil {
+		return nil, err
+	}
+	return handler(ctx, request)
+}
+
+// check is quick for the request that is made most often.
+func (s *Service) check(ctx context.Context, m proto.Message) error {
+	if r, ok := m.(*pb.IssueTokenRequest); ok && len(r.GetScopes()) == 0 && r.MinLifetime == nil && r.Job == nil {
+		if s.broker.Has(r.GetProfile()) { // its name met the same rule
+			return nil
+		}
+	}
+	err := s.validator.Validate(m)
+	var invalid *protovalidate.ValidationError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &invalid):
+		return badRequest(invalid, requestID(ctx))
+	}
+	s.log.Error("a rule of the schema could not be evaluated", "request", string(m.ProtoReflect().Descriptor().Name()), "error", err)
+	return internalError
+}
+
+// badRequest lists every field that is wrong.
+func badRequest(invalid *protovalidate.ValidationError, requestID string) error {
+	bad := &errdetails.BadRequest{}
+	text := "the request is not valid"
+	for i, v := range invalid.Violations {
+		field, message := protovalidate.FieldPathString(v.Proto.GetField()), v.Proto.GetMessage()
+		bad.FieldViolations = append(bad.FieldViolations, &errdetails.BadRequest_FieldViolation{Field: field, Description: message, Reason: v.Proto.GetRuleId()})
+		separator := ": "
+		if i > 0 {
+			separator = "; "
+		}
+		if field != "" {
+			field += ": "
+		}
+		text += separator + field + message
+	}
+	info := &errdetails.ErrorInfo{Reason: string(broker.ReasonInvalidRequest), Domain: Domain, Metadata: map[string]string{"request_id": requestID}}
+	return withDetails(codes.InvalidArgument, text, info, bad).Err()
+}
+
+// typedDecoding makes a request that cannot be decoded (invalid UTF-8, cut
+// short) fail like any other invalid one, and not as an internal error.
+func typedDecoding(d grpc.ServiceDesc) *grpc.ServiceDesc {
+	methods := make([]grpc.MethodDesc, len(d.Methods))
+	for i, m := range d.Methods {
+		handler := m.Handler
+		m.Handler = func(server any, ctx context.Context, decode func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) {
+			return handler(server, ctx, func(message any) error {
+				if err := decode(message); err != nil {
+					return undecodable(requestID(ctx))
+				}
+				return nil
+			}, interceptor)
+		}
+		methods[i] = m
+	}
+	d.Methods = methods
+	return &d
+}
+
+func undecodable(requestID string) error {
+	const text = "the request is not a valid protobuf message: a string with invalid UTF-8, or bytes that another schema or a broken client wrote"
+	return withDetails(codes.InvalidArgument, text,
+		&errdetails.ErrorInfo{Reason: string(broker.ReasonInvalidRequest), Domain: Domain, Metadata: map[string]string{"request_id": requestID}},
+		&errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{{Description: text}}},
+	).Err()
+}

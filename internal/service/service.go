@@ -1,0 +1,154 @@
+// Package service is the gRPC door: the services TokenBroker and ProfileAdmin,
+// who is calling, whether they may, and how failures look from outside.
+//
+// A call passes, in this order: recovery from panics, metrics, the log of
+// failures, validation of the request, and then the handler, which asks the
+// policy before it asks the broker. The identity of a caller is worked out once
+// per connection, in the handshake. Default deny: what no rule allows is
+// refused, and a caller that is refused cannot tell whether the profile exists.
+//
+// Requests and responses hold secrets. They are never logged or formatted.
+package service
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"buf.build/go/protovalidate"
+	grpcprom "github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus"
+	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+
+	"github.com/tokenbroker/tokenbroker/internal/broker"
+
+	pb "github.com/tokenbroker/tokenbroker/gen/tokenbroker/v1"
+)
+
+const (
+	// maxRequest is far more than any valid request: one that is merely too
+	// large still gets an answer that names the field.
+	maxRequest = 6 << 20
+	// maxHeaders bounds a request's metadata.
+	maxHeaders = 32 << 10
+	// maxStreams bounds the calls under way per connection.
+	maxStreams = 1000
+	// connectionAge spreads callers over replicas behind balancers that
+	// choose once per connection, and bounds how long a certificate that
+	// has ended is believed.
+	connectionAge      = 5 * time.Minute
+	connectionAgeGrace = 30 * time.Second
+	// leastPing tolerates the keepalive settings of common clients.
+	leastPing = 10 * time.Second
+)
+
+// Options of a Service.
+type Options struct {
+	Broker *broker.Broker
+	// Logger gets one line per failed call, and panics. Never nil.
+	Logger *slog.Logger
+	// Registerer takes the metrics of the calls; nil leaves them out.
+	Registerer prometheus.Registerer
+	// TLS returns the settings for the next handshake, so that they can
+	// change under a running server; nil is no TLS, and then callers must
+	// come from loopback or a unix socket.
+	TLS func() *tls.Config
+	// Reflection lets anyone who can connect read the schema.
+	Reflection bool
+}
+
+// Service is a gRPC server with both services.
+type Service struct {
+	*grpc.Server
+	broker    *broker.Broker
+	log       *slog.Logger
+	validator protovalidate.Validator
+	health    *health.Server
+	policy    atomic.Pointer[Policy]
+}
+
+// New returns a server that allows nothing to authenticated callers until
+// SetPolicy is called.
+func New(o Options) (*Service, error) {
+	validator, err := protovalidate.New(protovalidate.WithMessages(requests...), protovalidate.WithDisableLazy())
+	if err != nil {
+		return nil, fmt.Errorf("compiling the rules of requests: %w", err)
+	}
+	s := &Service{broker: o.Broker, log: o.Logger, validator: validator, health: health.NewServer()}
+	s.policy.Store(&Policy{})
+
+	chain := []grpc.UnaryServerInterceptor{
+		recovery.UnaryServerInterceptor(recovery.WithRecoveryHandlerContext(s.recovered)),
+	}
+	streams := []grpc.StreamServerInterceptor{
+		recovery.StreamServerInterceptor(recovery.WithRecoveryHandlerContext(s.recovered)),
+	}
+	if o.Registerer != nil {
+		metrics := grpcprom.NewServerMetrics()
+		if err := o.Registerer.Register(metrics); err != nil {
+			return nil, fmt.Errorf("registering the metrics of calls: %w", err)
+		}
+		chain = append(chain, metrics.UnaryServerInterceptor())
+		streams = append(streams, metrics.StreamServerInterceptor())
+	}
+	s.Server = grpc.NewServer(
+		grpc.Creds(newCredentials(o.TLS)),
+		grpc.ChainUnaryInterceptor(append(chain, s.explain, s.validate)...),
+		grpc.ChainStreamInterceptor(streams...),
+		grpc.MaxRecvMsgSize(maxRequest),
+		grpc.MaxHeaderListSize(maxHeaders),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.ConnectionTimeout(10*time.Second),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAge: connectionAge, MaxConnectionAgeGrace: connectionAgeGrace}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: leastPing, PermitWithoutStream: true}),
+	)
+	s.RegisterService(typedDecoding(pb.TokenBroker_ServiceDesc), &tokenBroker{Service: s})
+	s.RegisterService(typedDecoding(pb.ProfileAdmin_ServiceDesc), &profileAdmin{Service: s})
+	healthpb.RegisterHealthServer(s.Server, s.health)
+	for _, name := range []string{pb.TokenBroker_ServiceDesc.ServiceName, pb.ProfileAdmin_ServiceDesc.ServiceName} {
+		s.health.SetServingStatus(name, healthpb.HealthCheckResponse_SERVING)
+	}
+	if o.Reflection {
+		reflection.Register(s.Server)
+	}
+	return s, nil
+}
+
+// SetPolicy replaces the policy; calls under way keep the one they began with.
+func (s *Service) SetPolicy(p *Policy) { s.policy.Store(p) }
+
+// Drain tells health checks that this replica is leaving.
+func (s *Service) Drain() { s.health.Shutdown() }
+
+// Shutdown lets calls under way finish until ctx ends, and then cuts them off.
+func (s *Service) Shutdown(ctx context.Context) {
+	s.Drain()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.GracefulStop()
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+		s.Stop()
+		<-done
+	}
+}
+
+// recovered turns a panic into an answer. Its value may hold anything, so only
+// its type is written.
+func (s *Service) recovered(ctx context.Context, value any) error {
+	method, _ := grpc.Method(ctx)
+	s.log.Error("panic in a call", "method", method, "type", fmt.Sprintf("%T", value), "stack", string(debug.Stack()))
+	return internalError
+}
