@@ -1,0 +1,125 @@
+package oauth
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"time"
+)
+
+const (
+	defaultConnectTimeout   = 3 * time.Second
+	defaultHandshakeTimeout = 3 * time.Second
+
+	// Shorter than servers and load balancers keep a silent connection (60 s
+	// and more), so that it is we who close it and no request meets a dead one.
+	idleTimeout = 30 * time.Second
+	// A token endpoint's headers fit many times over.
+	maxHeaderBytes = 64 << 10
+
+	// An HTTP/2 connection that went silent is asked whether it still lives,
+	// so that one lost connection does not cost every request its timeout.
+	pingAfter   = 5 * time.Second
+	pingTimeout = 3 * time.Second
+)
+
+// TransportConfig says how connections are made. The zero value is right in
+// production: the system's trusted authorities and the times stated.
+type TransportConfig struct {
+	// TLS adds trusted authorities or client certificates. TLS 1.2 and
+	// verification stay the least whatever it says. It is copied.
+	TLS *tls.Config
+	// ConnectTimeout bounds looking up a host and connecting to it, or to its
+	// proxy. Zero means 3 seconds.
+	ConnectTimeout time.Duration
+	// HandshakeTimeout bounds the TLS handshake. Zero means 3 seconds.
+	HandshakeTimeout time.Duration
+}
+
+// Transport holds connections to token endpoints and reuses them, HTTP/2 and
+// HTTP/1.1 alike. Proxies come from the environment (HTTPS_PROXY, HTTP_PROXY,
+// NO_PROXY), read once by the process. It may be shared by any number of
+// Clients and used from several goroutines.
+type Transport struct {
+	http *http.Transport
+	// For messages.
+	connectTimeout, handshakeTimeout time.Duration
+}
+
+// NewTransport returns a Transport without connections.
+func NewTransport(config TransportConfig) *Transport {
+	t := &Transport{
+		connectTimeout:   orDefault(config.ConnectTimeout, defaultConnectTimeout),
+		handshakeTimeout: orDefault(config.HandshakeTimeout, defaultHandshakeTimeout),
+	}
+	dialer := &net.Dialer{Timeout: t.connectTimeout, KeepAlive: idleTimeout}
+	t.http = &http.Transport{
+		Proxy:                  proxyFromEnvironment,
+		OnProxyConnectResponse: checkProxy,
+		DialContext:            dialer.DialContext,
+		TLSClientConfig:        verifying(config.TLS),
+		TLSHandshakeTimeout:    t.handshakeTimeout,
+		ForceAttemptHTTP2:      true,
+		HTTP2:                  &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
+		DisableCompression:     true,
+		MaxIdleConns:           64,
+		MaxIdleConnsPerHost:    4,
+		IdleConnTimeout:        idleTimeout,
+		MaxResponseHeaderBytes: maxHeaderBytes,
+	}
+	return t
+}
+
+// CloseIdleConnections closes the connections that no request uses, for a
+// Transport that is being replaced. Requests under way finish.
+func (t *Transport) CloseIdleConnections() { t.http.CloseIdleConnections() }
+
+func verifying(config *tls.Config) *tls.Config {
+	if config == nil {
+		config = &tls.Config{}
+	}
+	config = config.Clone()
+	config.MinVersion = max(config.MinVersion, tls.VersionTLS12)
+	config.InsecureSkipVerify = false
+	return config
+}
+
+var errProxyURL = errors.New("the environment's HTTPS_PROXY or HTTP_PROXY is not a URL")
+
+// proxyFromEnvironment hides the standard one's error, which repeats the
+// proxy's URL and with it the password that may be there.
+func proxyFromEnvironment(r *http.Request) (*url.URL, error) {
+	proxy, err := http.ProxyFromEnvironment(r)
+	if err != nil {
+		return nil, errProxyURL
+	}
+	return proxy, nil
+}
+
+// proxyRefusal is a proxy's answer to CONNECT, other than 200.
+type proxyRefusal int
+
+func (status proxyRefusal) Error() string {
+	if status == http.StatusProxyAuthRequired {
+		return "the proxy wants a user name and password (407): put them into HTTPS_PROXY"
+	}
+	return fmt.Sprintf("the proxy refused the connection with %d: check that it allows this host", int(status))
+}
+
+func checkProxy(_ context.Context, _ *url.URL, _ *http.Request, response *http.Response) error {
+	if response.StatusCode != http.StatusOK {
+		return proxyRefusal(response.StatusCode)
+	}
+	return nil
+}
+
+func orDefault(d, standard time.Duration) time.Duration {
+	if d > 0 {
+		return d
+	}
+	return standard
+}
