@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync/atomic"
 
 	"google.golang.org/grpc/credentials"
@@ -61,14 +62,23 @@ func callerFrom(ctx context.Context) (*caller, bool) {
 
 // identify names a caller by its verified certificate: the URI SAN, which is a
 // SPIFFE ID in a mesh, else the DNS SAN. The common name proves nothing. More
-// than one URI, or more than one DNS name without a URI, is ambiguous, and who
-// is ambiguous is nobody.
+// than one URI, or more than one DNS name without a URI, or a wildcard, is
+// ambiguous, and who is ambiguous is nobody. Nobody, too, is a URI that is
+// spelled like another kind of caller.
 func identify(leaf *x509.Certificate) *caller {
 	switch {
 	case len(leaf.URIs) == 1:
-		return &caller{name: leaf.URIs[0].String(), proof: pb.IdentityProof_IDENTITY_PROOF_URI_SAN}
+		u := leaf.URIs[0]
+		if u.Host == "" || u.Scheme == "" || strings.EqualFold(u.Scheme, "dns") {
+			return nil
+		}
+		return &caller{name: u.String(), proof: pb.IdentityProof_IDENTITY_PROOF_URI_SAN}
 	case len(leaf.URIs) == 0 && len(leaf.DNSNames) == 1:
-		return &caller{name: "dns:" + leaf.DNSNames[0], proof: pb.IdentityProof_IDENTITY_PROOF_DNS_SAN}
+		name := strings.ToLower(leaf.DNSNames[0])
+		if strings.Contains(name, "*") {
+			return nil
+		}
+		return &caller{name: "dns:" + name, proof: pb.IdentityProof_IDENTITY_PROOF_DNS_SAN}
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"log/slog"
+	"strings"
 
 	"buf.build/go/protovalidate"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -13,6 +14,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 
@@ -107,62 +109,48 @@ func (s *Service) check(ctx context.Context, m proto.Message) error {
 			return nil
 		}
 	}
+	if why := undecoded(m); why != "" {
+		return invalidField(ctx, "", why)
+	}
+	if d, ok := m.(interface{ GetMinLifetime() *durationpb.Duration }); ok && d.GetMinLifetime() != nil {
+		if err := d.GetMinLifetime().CheckValid(); err != nil {
+			return invalidField(ctx, "min_lifetime", "seconds and nanos must have the same sign, and nanos less than a second")
+		}
+	}
 	err := s.validator.Validate(m)
 	var invalid *protovalidate.ValidationError
 	switch {
 	case err == nil:
 		return nil
 	case errors.As(err, &invalid):
-		return badRequest(invalid, requestID(ctx))
+		return fromViolations(ctx, invalid)
 	}
 	s.log.Error("a rule of the schema could not be evaluated", "request", string(m.ProtoReflect().Descriptor().Name()), "error", err)
 	return internalError
 }
 
-// badRequest lists every field that is wrong.
-func badRequest(invalid *protovalidate.ValidationError, requestID string) error {
-	bad := &errdetails.BadRequest{}
-	text := "the request is not valid"
-	for i, v := range invalid.Violations {
-		field, message := protovalidate.FieldPathString(v.Proto.GetField()), v.Proto.GetMessage()
-		bad.FieldViolations = append(bad.FieldViolations, &errdetails.BadRequest_FieldViolation{Field: field, Description: message, Reason: v.Proto.GetRuleId()})
-		separator := ": "
-		if i > 0 {
-			separator = "; "
-		}
-		if field != "" {
-			field += ": "
-		}
-		text += separator + field + message
+// fromViolations lists every field that is wrong.
+func fromViolations(ctx context.Context, invalid *protovalidate.ValidationError) error {
+	var fields []*errdetails.BadRequest_FieldViolation
+	for _, v := range invalid.Violations {
+		fields = append(fields, &errdetails.BadRequest_FieldViolation{
+			Field: protovalidate.FieldPathString(v.Proto.GetField()), Description: v.Proto.GetMessage(), Reason: v.Proto.GetRuleId(),
+		})
 	}
-	info := &errdetails.ErrorInfo{Reason: string(broker.ReasonInvalidRequest), Domain: Domain, Metadata: map[string]string{"request_id": requestID}}
-	return withDetails(codes.InvalidArgument, text, info, bad).Err()
+	return badRequest(ctx, fields...)
 }
 
-// typedDecoding makes a request that cannot be decoded (invalid UTF-8, cut
-// short) fail like any other invalid one, and not as an internal error.
-func typedDecoding(d grpc.ServiceDesc) *grpc.ServiceDesc {
-	methods := make([]grpc.MethodDesc, len(d.Methods))
-	for i, m := range d.Methods {
-		handler := m.Handler
-		m.Handler = func(server any, ctx context.Context, decode func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) {
-			return handler(server, ctx, func(message any) error {
-				if err := decode(message); err != nil {
-					return undecodable(requestID(ctx))
-				}
-				return nil
-			}, interceptor)
-		}
-		methods[i] = m
-	}
-	d.Methods = methods
-	return &d
+func invalidField(ctx context.Context, field, description string) error {
+	return badRequest(ctx, &errdetails.BadRequest_FieldViolation{Field: field, Description: description})
 }
 
-func undecodable(requestID string) error {
-	const text = "the request is not a valid protobuf message: a string with invalid UTF-8, or bytes that another schema or a broken client wrote"
-	return withDetails(codes.InvalidArgument, text,
-		&errdetails.ErrorInfo{Reason: string(broker.ReasonInvalidRequest), Domain: Domain, Metadata: map[string]string{"request_id": requestID}},
-		&errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{{Description: text}}},
+func badRequest(ctx context.Context, fields ...*errdetails.BadRequest_FieldViolation) error {
+	texts := make([]string, len(fields))
+	for i, f := range fields {
+		texts[i] = strings.TrimPrefix(f.Field+": "+f.Description, ": ")
+	}
+	return withDetails(codes.InvalidArgument, "the request is not valid: "+strings.Join(texts, "; "),
+		&errdetails.ErrorInfo{Reason: string(broker.ReasonInvalidRequest), Domain: Domain, Metadata: map[string]string{"request_id": requestID(ctx)}},
+		&errdetails.BadRequest{FieldViolations: fields},
 	).Err()
 }

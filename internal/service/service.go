@@ -35,9 +35,6 @@ import (
 )
 
 const (
-	// maxRequest is far more than any valid request: one that is merely too
-	// large still gets an answer that names the field.
-	maxRequest = 6 << 20
 	// maxHeaders bounds a request's metadata.
 	maxHeaders = 32 << 10
 	// maxStreams bounds the calls under way per connection.
@@ -104,15 +101,16 @@ func New(o Options) (*Service, error) {
 		grpc.Creds(newCredentials(o.TLS)),
 		grpc.ChainUnaryInterceptor(append(chain, s.explain, s.validate)...),
 		grpc.ChainStreamInterceptor(streams...),
-		grpc.MaxRecvMsgSize(maxRequest),
+		grpc.MaxRecvMsgSize(largestReceived),
+		grpc.ForceServerCodecV2(newCodec()),
 		grpc.MaxHeaderListSize(maxHeaders),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ConnectionTimeout(10*time.Second),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAge: connectionAge, MaxConnectionAgeGrace: connectionAgeGrace}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: leastPing, PermitWithoutStream: true}),
 	)
-	s.RegisterService(typedDecoding(pb.TokenBroker_ServiceDesc), &tokenBroker{Service: s})
-	s.RegisterService(typedDecoding(pb.ProfileAdmin_ServiceDesc), &profileAdmin{Service: s})
+	pb.RegisterTokenBrokerServer(s.Server, &tokenBroker{Service: s})
+	pb.RegisterProfileAdminServer(s.Server, &profileAdmin{Service: s})
 	healthpb.RegisterHealthServer(s.Server, s.health)
 	for _, name := range []string{pb.TokenBroker_ServiceDesc.ServiceName, pb.ProfileAdmin_ServiceDesc.ServiceName} {
 		s.health.SetServingStatus(name, healthpb.HealthCheckResponse_SERVING)

@@ -1,0 +1,66 @@
+package service
+
+import (
+	"bytes"
+	"strings"
+
+	"google.golang.org/grpc/encoding"
+	_ "google.golang.org/grpc/encoding/proto" // registers the codec that ours wraps
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+)
+
+const (
+	// largestRequest is several times what the largest valid request takes.
+	largestRequest = 256 << 10
+	// largestReceived is what is read before the connection gives up on a
+	// message. Between the two, a request still gets an answer that says
+	// what is wrong with it.
+	largestReceived = 6 << 20
+)
+
+// codec decodes requests, and marks those of ours that it cannot decode instead
+// of failing: gRPC would answer INTERNAL, without details, before any of our
+// code has run. The mark is an unknown field, which check finds.
+type codec struct{ encoding.CodecV2 }
+
+func newCodec() codec { return codec{encoding.GetCodecV2("proto")} }
+
+// The marks, and what they mean. A caller that sends one itself gets the same
+// answer.
+var (
+	tooLarge = mark(1)
+	garbled  = mark(2)
+)
+
+// mark is the field with the highest number that there can be.
+func mark(value uint64) []byte {
+	return protowire.AppendVarint(protowire.AppendTag(nil, protowire.MaxValidNumber, protowire.VarintType), value)
+}
+
+// Unmarshal implements encoding.CodecV2.
+func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
+	m, ok := v.(proto.Message)
+	if !ok || !strings.HasPrefix(string(m.ProtoReflect().Descriptor().FullName()), "tokenbroker.v1.") {
+		return c.CodecV2.Unmarshal(data, v)
+	}
+	if data.Len() > largestRequest {
+		m.ProtoReflect().SetUnknown(tooLarge)
+	} else if err := c.CodecV2.Unmarshal(data, v); err != nil {
+		proto.Reset(m)
+		m.ProtoReflect().SetUnknown(garbled)
+	}
+	return nil
+}
+
+// undecoded says why a request was not decoded; empty if it was.
+func undecoded(m proto.Message) string {
+	switch unknown := m.ProtoReflect().GetUnknown(); {
+	case bytes.Equal(unknown, tooLarge):
+		return "the message is larger than 256 KiB, which no valid request is"
+	case bytes.Equal(unknown, garbled):
+		return "not a valid protobuf message: a string with invalid UTF-8, or bytes that a broken client or another schema wrote"
+	}
+	return ""
+}
