@@ -1,0 +1,231 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/tokenbroker/tokenbroker/internal/broker"
+	"github.com/tokenbroker/tokenbroker/internal/service"
+	"github.com/tokenbroker/tokenbroker/internal/vantage"
+	"github.com/tokenbroker/tokenbroker/internal/vantage/sandbox"
+
+	pb "github.com/tokenbroker/tokenbroker/gen/tokenbroker/v1"
+)
+
+// dev is a whole world in one process: an authorization server and a broker.
+type dev struct {
+	address, admin, sandbox string
+	once                    bool
+}
+
+func newDev() *cobra.Command {
+	var d dev
+	cmd := &cobra.Command{
+		Use:   "dev",
+		Short: "Show the broker at work: a stand-in Vantage and a broker in one process",
+		Long: "Run a stand-in for ABBYY Vantage and a broker in one process, on loopback, in\nmemory, with every grant as a profile. Prints a table of the tokens that it issued\n" +
+			"over gRPC, and the commands to try next. Needs no setup and leaves nothing behind.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if d.once { // beside whatever else runs here
+				for _, address := range []*string{&d.address, &d.admin, &d.sandbox} {
+					if f := cmd.Flags().Lookup(flagOf(address, &d)); !f.Changed {
+						*address = "127.0.0.1:0"
+					}
+				}
+			}
+			return d.run(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
+	}
+	cmd.Flags().BoolVar(&d.once, "once", false, "stop after the table; takes free ports unless told others")
+	cmd.Flags().StringVar(&d.address, "address", defaultAddress, "where the broker listens")
+	cmd.Flags().StringVar(&d.admin, "admin-address", defaultAdminAddress, "where health and metrics are")
+	cmd.Flags().StringVar(&d.sandbox, "sandbox-address", "127.0.0.1:7480", "where the stand-in listens")
+	return cmd
+}
+
+func flagOf(address *string, d *dev) string {
+	switch address {
+	case &d.address:
+		return "address"
+	case &d.admin:
+		return "admin-address"
+	}
+	return "sandbox-address"
+}
+
+func (d *dev) run(ctx context.Context, stdout, stderr io.Writer) error {
+	for _, address := range []string{d.address, d.admin, d.sandbox} {
+		if !isLocal(address) {
+			return usageError{fmt.Errorf("address %s: dev serves this machine only, without TLS; use a loopback address, or 'broker serve'", address)}
+		}
+	}
+	vantageServer, err := sandbox.New(sandbox.Options{})
+	if err != nil {
+		return err
+	}
+	s, err := newServer(serverOptions{
+		log:        slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+		reflection: true,
+	})
+	if err != nil {
+		return err
+	}
+	listeners, err := listenAll(d.sandbox, d.address, d.admin)
+	if err != nil {
+		return fmt.Errorf("%w; is another 'broker dev' running? choose other ports with --address, --admin-address and --sandbox-address", err)
+	}
+	d.sandbox, d.address, d.admin = listeners[0].Addr().String(), listeners[1].Addr().String(), listeners[2].Addr().String()
+	profiles, err := devProfiles("http://"+d.sandbox, vantageServer)
+	if err != nil {
+		return err
+	}
+	s.configure(profiles, &service.Policy{})
+
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	g, ctx := errgroup.WithContext(ctx)
+	// The stand-in outlives the broker, which may still be talking to it.
+	world, end := context.WithCancel(context.WithoutCancel(ctx))
+	g.Go(func() error { return vantageServer.Serve(world, listeners[0]) })
+	g.Go(func() error {
+		defer end()
+		return s.run(ctx, listeners[1], listeners[2])
+	})
+	g.Go(func() error {
+		if d.once {
+			defer stop()
+		}
+		if err := d.show(ctx, stdout, profiles); err != nil {
+			stop()
+			return err
+		}
+		calls := vantageServer.Calls()
+		fmt.Fprintf(stdout, "The stand-in counted %d token requests for %d tokens issued.\n", calls.Total, 2*len(profiles))
+		if !d.once {
+			d.next(stdout)
+		}
+		return nil
+	})
+	return g.Wait()
+}
+
+func listenAll(addresses ...string) ([]net.Listener, error) {
+	var open []net.Listener
+	for _, a := range addresses {
+		ln, err := listen(a)
+		if err != nil {
+			for _, l := range open {
+				l.Close()
+			}
+			return nil, err
+		}
+		open = append(open, ln)
+	}
+	return open, nil
+}
+
+// devProfiles has one profile for each way to get a token that works so far.
+func devProfiles(url string, s *sandbox.Server) ([]*broker.Profile, error) {
+	key := make([]byte, 32)
+	rand.Read(key)
+	var profiles []*broker.Profile
+	for _, c := range []vantage.Config{
+		{Name: "invoices", ClientID: "invoices"},
+		{Name: "tenant-admin", ClientID: "admin", TenantID: sandbox.DemoTenant},
+	} {
+		c.BaseURL, c.FingerprintKey = url, key
+		c.Scopes = []string{"openid", "permissions", "global.wildcard"}
+		c.ClientSecrets = []broker.Secret{broker.NewSecret(s.ClientSecret(c.ClientID))}
+		p, err := vantage.NewProfile(c)
+		if err != nil {
+			return nil, err
+		}
+		profiles = append(profiles, p)
+	}
+	return profiles, nil
+}
+
+// show asks for each token twice, as any caller would, and tries it.
+func (d *dev) show(ctx context.Context, w io.Writer, profiles []*broker.Profile) error {
+	conn, err := grpc.NewClient("passthrough:///"+d.address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	tokens := pb.NewTokenBrokerClient(conn)
+	fmt.Fprintf(w, "A stand-in for ABBYY Vantage at http://%s, a broker at %s:\n\n", d.sandbox, d.address)
+	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
+	fmt.Fprintln(t, "PROFILE\tGRANT\tTOKEN\tEXPIRES\tFROM\tTOOK\tACCEPTED BY THE API")
+	for _, p := range profiles {
+		for range 2 {
+			began := time.Now()
+			r, err := tokens.IssueToken(ctx, &pb.IssueTokenRequest{Profile: p.Name}, grpc.WaitForReady(true))
+			if err != nil {
+				return (&client{address: d.address}).explain(err)
+			}
+			took := time.Since(began).Round(10 * time.Microsecond)
+			accepted, err := d.try(ctx, r.GetToken())
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%v\t%s\n", p.Name, p.GrantType, r.GetToken().GetId(), distance(r.GetToken().GetExpireTime()),
+				word(r.GetSource(), "SOURCE_"), took, accepted)
+		}
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	fmt.Fprintln(w)
+	return nil
+}
+
+// try calls the stand-in's API with the token.
+func (d *dev) try(ctx context.Context, token *pb.Token) (string, error) {
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+d.sandbox+"/api/publicapi/v1/skills", nil)
+	if err != nil {
+		return "", err
+	}
+	r.Header.Set("Authorization", token.GetTokenType()+" "+token.GetAccessToken())
+	response, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return "", fmt.Errorf("trying the token: %w", err)
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("trying the token: the stand-in answered %s", response.Status)
+	}
+	return "yes", nil
+}
+
+func (d *dev) next(w io.Writer) {
+	command := "go run ./cmd/broker"
+	address := ""
+	if d.address != defaultAddress {
+		address = " --address " + d.address
+	}
+	fmt.Fprint(w, strings.NewReplacer("BROKER", command, " ADDRESS", address, "ADMIN", d.admin, "SANDBOX", d.sandbox).Replace(`
+It goes on until Ctrl-C. In another terminal, try:
+
+  BROKER token invoices ADDRESS                  print a token
+  BROKER token invoices --output header ADDRESS  as a header for curl
+  BROKER profiles ADDRESS                        how the profiles fare
+  BROKER profiles invoices ADDRESS               all about one
+  BROKER whoami ADDRESS                          how the broker sees you
+  curl http://ADMIN/metrics                                      Prometheus metrics
+  curl http://SANDBOX/sandbox/calls                               what the stand-in received
+  curl -d '[{"status": 503, "times": 3}]' http://SANDBOX/sandbox/faults   rehearse an outage
+`))
+}

@@ -1,0 +1,153 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/tokenbroker/tokenbroker/internal/broker"
+	"github.com/tokenbroker/tokenbroker/internal/console"
+	"github.com/tokenbroker/tokenbroker/internal/service"
+	"github.com/tokenbroker/tokenbroker/internal/store"
+)
+
+// drainTimeout is how long calls under way may take after a stop was asked for.
+const drainTimeout = 30 * time.Second
+
+// server is one replica: the broker, its gRPC door and its admin door.
+type server struct {
+	log      *slog.Logger
+	broker   *broker.Broker
+	service  *service.Service
+	metrics  *console.Metrics
+	admin    *http.Server
+	draining atomic.Bool
+}
+
+type serverOptions struct {
+	log        *slog.Logger
+	tls        func() *tls.Config // nil: no TLS
+	reflection bool
+}
+
+// newServer builds a replica without profiles; configure gives it some.
+func newServer(o serverOptions) (*server, error) {
+	s := &server{log: o.log}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	ours := prometheus.WrapRegistererWithPrefix("token_broker_", registry)
+	s.metrics = console.NewMetrics(ours, buildVersion())
+	s.broker = broker.New(store.NewMemory(), broker.Options{Logger: o.log, Observe: s.metrics.Observe})
+	ours.MustRegister(console.Profiles(s.broker))
+	var err error
+	s.service, err = service.New(service.Options{
+		Broker: s.broker, Logger: o.log, Registerer: ours, TLS: o.tls, Reflection: o.reflection,
+	})
+	if err != nil {
+		s.broker.Close()
+		return nil, err
+	}
+	s.admin = &http.Server{
+		Handler:           console.Handler(console.Options{Ready: s.missing, Gatherer: registry, Version: buildVersion()}),
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      30 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    32 << 10,
+		ErrorLog:          slog.NewLogLogger(o.log.Handler(), slog.LevelDebug),
+	}
+	return s, nil
+}
+
+// configure puts profiles and policy in force, all at once.
+func (s *server) configure(profiles []*broker.Profile, policy *service.Policy) {
+	// What is no longer allowed must not be served under the new profiles:
+	// the stricter order is policy first.
+	s.service.SetPolicy(policy)
+	s.broker.Configure(profiles)
+}
+
+// missing names what stands against answering calls.
+func (s *server) missing() []string {
+	if s.draining.Load() {
+		return []string{"this replica is shutting down"}
+	}
+	return nil
+}
+
+// run serves until ctx ends, and then lets calls under way finish: health goes
+// first, so that nobody new comes; requests to token endpoints are given back,
+// so that another replica makes them.
+func (s *server) run(ctx context.Context, calls, admin net.Listener) error {
+	g, failed := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		if err := s.service.Serve(calls); err != nil {
+			return fmt.Errorf("serving gRPC: %w", err)
+		}
+		return nil
+	})
+	g.Go(func() error {
+		if err := s.admin.Serve(admin); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serving the admin address: %w", err)
+		}
+		return nil
+	})
+	g.Go(func() error {
+		<-failed.Done()
+		s.log.Info("shutting down")
+		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+		defer cancel()
+		s.draining.Store(true)
+		s.service.Drain()
+		s.broker.Drain()
+		s.service.Shutdown(limit)
+		s.broker.Close()
+		if err := s.admin.Shutdown(limit); err != nil {
+			return s.admin.Close()
+		}
+		return nil
+	})
+	return g.Wait()
+}
+
+// listen understands host:port and unix:/path. A socket that a dead process
+// left behind is replaced; one that is in use is not.
+func listen(address string) (net.Listener, error) {
+	path, ok := strings.CutPrefix(address, "unix:")
+	if !ok {
+		ln, err := net.Listen("tcp", address)
+		if err != nil {
+			return nil, fmt.Errorf("listening on %s: %w", address, err)
+		}
+		return ln, nil
+	}
+	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		conn.Close()
+		return nil, fmt.Errorf("listening on %s: another process serves this socket", address)
+	} else if info, statErr := os.Lstat(path); statErr == nil && info.Mode().Type() == os.ModeSocket {
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("replacing the abandoned socket %s: %w", path, err)
+		}
+	}
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listening on %s: %w", address, err)
+	}
+	if err := os.Chmod(path, 0o660); err != nil {
+		ln.Close()
+		return nil, fmt.Errorf("listening on %s: %w", address, err)
+	}
+	return ln, nil
+}
