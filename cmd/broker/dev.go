@@ -125,7 +125,7 @@ func (d *dev) run(ctx context.Context, stdout, stderr io.Writer) error {
 func listenAll(addresses ...string) ([]net.Listener, error) {
 	var open []net.Listener
 	for _, a := range addresses {
-		ln, err := listen(a)
+		ln, err := listen("tcp", a)
 		if err != nil {
 			for _, l := range open {
 				l.Close()

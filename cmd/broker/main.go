@@ -65,7 +65,7 @@ func newRoot() *cobra.Command {
 		Long:          "Token Broker gets OAuth 2.0 access tokens for named credential profiles and hands\nthem to everything a company runs, over gRPC. See it at work: broker dev",
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          cobra.NoArgs,
+		Args:          explained(cobra.NoArgs),
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {

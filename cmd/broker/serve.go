@@ -1,6 +1,269 @@
 package main
 
-import "github.com/spf13/cobra"
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"sync/atomic"
+	"syscall"
 
-func newServe() *cobra.Command { return &cobra.Command{Use: "serve"} }
-func newCheck() *cobra.Command { return &cobra.Command{Use: "check"} }
+	"github.com/spf13/cobra"
+
+	"github.com/tokenbroker/tokenbroker/internal/config"
+	"github.com/tokenbroker/tokenbroker/internal/service"
+)
+
+func newServe() *cobra.Command {
+	var path string
+	cmd := &cobra.Command{
+		Use:   "serve --config FILE",
+		Short: "Run the server",
+		Long: "Run the server. It starts whether or not any authorization server can be reached;\nonly a bad config stops it. SIGHUP, and any change of the config or of a file that\n" +
+			"it names, loads the config again, all or nothing: if the new one is bad, its\nmistakes are logged and the old one stays. SIGTERM lets calls under way finish.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return serve(cmd.Context(), path, cmd.ErrOrStderr())
+		},
+	}
+	configFlag(cmd, &path)
+	return cmd
+}
+
+func configFlag(cmd *cobra.Command, path *string) {
+	cmd.Flags().StringVar(path, "config", os.Getenv("BROKER_CONFIG"), "the config, a YAML file ($BROKER_CONFIG)")
+	cmd.PreRunE = func(*cobra.Command, []string) error {
+		if *path == "" {
+			return usageError{errors.New("which config? say --config FILE, or set BROKER_CONFIG")}
+		}
+		return nil
+	}
+}
+
+// serve runs until ctx ends.
+func serve(ctx context.Context, path string, stderr io.Writer) error {
+	loader := config.NewLoader(path, config.Options{UserAgent: "token-broker/" + buildVersion()})
+	c, err := loader.Load()
+	if err != nil {
+		fmt.Fprintln(stderr, err) // a line per mistake, as editors read them
+		return alreadyTold{usageError{err}}
+	}
+	var level slog.LevelVar
+	level.Set(c.Log.Level)
+	log := newLogger(stderr, c.Log.Format, &level)
+
+	var settings atomic.Pointer[tls.Config]
+	o := serverOptions{log: log, reflection: c.Server.Reflection}
+	if c.Server.TLS != nil {
+		o.tls = settings.Load
+	}
+	s, err := newServer(o)
+	if err != nil {
+		return err
+	}
+	apply := func(c *config.Config) error {
+		policy, err := policyOf(c)
+		if err != nil {
+			return err
+		}
+		level.Set(c.Log.Level)
+		settings.Store(c.Server.TLS)
+		s.configure(c.Profiles, policy)
+		for _, w := range c.Warnings {
+			log.Warn("config", "file", w.File, "line", w.Line, "column", w.Column, "path", w.Path, "warning", w.Message)
+		}
+		return nil
+	}
+	if err := apply(c); err != nil {
+		return usageError{err}
+	}
+	s.metrics.Loaded()
+
+	calls, err := listen(c.Server.Network, c.Server.Address)
+	if err != nil {
+		return err
+	}
+	admin, err := listen("tcp", c.Admin.Address)
+	if err != nil {
+		calls.Close()
+		return err
+	}
+	log.Info("serving", "version", buildVersion(), "address", calls.Addr().String(), "admin_address", admin.Addr().String(), "profiles", len(c.Profiles))
+	r := reloader{loader: loader, server: s, current: c, apply: apply}
+	ctx, stop := context.WithCancel(ctx)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		r.run(ctx)
+	}()
+	err = s.run(ctx, calls, admin)
+	stop()
+	<-watched
+	return err
+}
+
+// reloader takes over changed configurations, one at a time.
+type reloader struct {
+	loader  *config.Loader
+	server  *server
+	current *config.Config
+	apply   func(*config.Config) error
+}
+
+func (r *reloader) run(ctx context.Context) {
+	again := make(chan struct{}, 1)
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
+	watching := make(chan struct{})
+	go func() {
+		defer close(watching)
+		r.loader.Watch(ctx, func() {
+			select {
+			case again <- struct{}{}:
+			default:
+			}
+		})
+	}()
+	defer func() { <-watching }()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangups:
+		case <-again:
+		}
+		r.reload()
+	}
+}
+
+// reload is all or nothing.
+func (r *reloader) reload() {
+	log := r.server.log
+	next, err := r.loader.Load()
+	if err == nil {
+		err = r.fits(next)
+	}
+	if err == nil {
+		err = r.apply(next)
+	}
+	r.server.metrics.Reloaded(err == nil)
+	if err != nil {
+		var problems config.Problems
+		if !errors.As(err, &problems) {
+			log.Error("config not reloaded, the old one stays", "error", err)
+		}
+		for _, p := range problems {
+			log.Error("config not reloaded, the old one stays", "file", p.File, "line", p.Line, "column", p.Column, "path", p.Path, "error", p.Message)
+		}
+		return
+	}
+	r.current = next
+	log.Info("config reloaded", "profiles", len(next.Profiles))
+}
+
+// fits refuses what cannot change under a running server.
+func (r *reloader) fits(next *config.Config) error {
+	was, is := r.current, next
+	for _, c := range []struct {
+		field   string
+		changed bool
+	}{
+		{"server.address", was.Server.Network != is.Server.Network || was.Server.Address != is.Server.Address},
+		{"server.tls", (was.Server.TLS == nil) != (is.Server.TLS == nil)},
+		{"server.reflection", was.Server.Reflection != is.Server.Reflection},
+		{"admin.address", was.Admin.Address != is.Admin.Address},
+		{"log.format", was.Log.Format != is.Log.Format},
+	} {
+		if c.changed {
+			return fmt.Errorf("%s cannot change under a running server: restart it, or put the old value back", c.field)
+		}
+	}
+	return nil
+}
+
+func policyOf(c *config.Config) (*service.Policy, error) {
+	rules := make([]service.Rule, len(c.Policy))
+	for i, r := range c.Policy {
+		rules[i] = service.Rule(r)
+	}
+	return service.NewPolicy(rules)
+}
+
+func newLogger(w io.Writer, format string, level slog.Leveler) *slog.Logger {
+	o := &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Value.Kind() == slog.KindDuration { // with its unit, which JSON numbers lack
+			a.Value = slog.StringValue(a.Value.Duration().String())
+		}
+		return a
+	}}
+	if format == "text" {
+		return slog.New(slog.NewTextHandler(w, o))
+	}
+	return slog.New(slog.NewJSONHandler(w, o))
+}
+
+func newCheck() *cobra.Command {
+	var path, output string
+	cmd := &cobra.Command{
+		Use:   "check --config FILE",
+		Short: "Check a config, as serve would, without touching the network",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if output != "text" && output != "json" {
+				return usageError{fmt.Errorf("--output %q: use text or json", output)}
+			}
+			return check(path, output, cmd.OutOrStdout())
+		},
+	}
+	configFlag(cmd, &path)
+	cmd.Flags().StringVar(&output, "output", "text", "text or json")
+	return cmd
+}
+
+// report is what check prints as JSON.
+type report struct {
+	Valid    bool            `json:"valid"`
+	Profiles int             `json:"profiles"`
+	Problems config.Problems `json:"problems"`
+	Warnings config.Problems `json:"warnings"`
+}
+
+func check(path, output string, w io.Writer) error {
+	r := report{Problems: config.Problems{}, Warnings: config.Problems{}}
+	c, err := config.Load(path, config.Options{})
+	if err == nil {
+		_, err = policyOf(c)
+	}
+	if err != nil {
+		if !errors.As(err, &r.Problems) {
+			r.Problems = config.Problems{{File: path, Message: err.Error()}}
+		}
+	} else {
+		r.Valid, r.Profiles, r.Warnings = true, len(c.Profiles), append(r.Warnings, c.Warnings...)
+	}
+	if output == "json" {
+		e := json.NewEncoder(w)
+		e.SetIndent("", "  ")
+		if err := e.Encode(r); err != nil {
+			return err
+		}
+	} else {
+		for _, p := range r.Problems {
+			fmt.Fprintln(w, p)
+		}
+		for _, p := range r.Warnings {
+			fmt.Fprintln(w, "warning:", p)
+		}
+		if r.Valid {
+			fmt.Fprintf(w, "%s is valid: %d profiles\n", path, r.Profiles)
+		}
+	}
+	if err != nil {
+		return alreadyTold{usageError{err}}
+	}
+	return nil
+}

@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -122,32 +121,37 @@ func (s *server) run(ctx context.Context, calls, admin net.Listener) error {
 	return g.Wait()
 }
 
-// listen understands host:port and unix:/path. A socket that a dead process
-// left behind is replaced; one that is in use is not.
-func listen(address string) (net.Listener, error) {
-	path, ok := strings.CutPrefix(address, "unix:")
-	if !ok {
-		ln, err := net.Listen("tcp", address)
-		if err != nil {
-			return nil, fmt.Errorf("listening on %s: %w", address, err)
-		}
-		return ln, nil
-	}
-	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
-		conn.Close()
-		return nil, fmt.Errorf("listening on %s: another process serves this socket", address)
-	} else if info, statErr := os.Lstat(path); statErr == nil && info.Mode().Type() == os.ModeSocket {
-		if err := os.Remove(path); err != nil {
-			return nil, fmt.Errorf("replacing the abandoned socket %s: %w", path, err)
+// listen is net.Listen for a TCP address or a unix socket. A socket that a dead
+// process left behind is replaced; one that is in use is not.
+func listen(network, address string) (net.Listener, error) {
+	if network == "unix" {
+		if err := clearSocket(address); err != nil {
+			return nil, err
 		}
 	}
-	ln, err := net.Listen("unix", path)
+	ln, err := net.Listen(network, address)
 	if err != nil {
 		return nil, fmt.Errorf("listening on %s: %w", address, err)
 	}
-	if err := os.Chmod(path, 0o660); err != nil {
-		ln.Close()
-		return nil, fmt.Errorf("listening on %s: %w", address, err)
+	if network == "unix" {
+		if err := os.Chmod(address, 0o660); err != nil {
+			ln.Close()
+			return nil, fmt.Errorf("listening on %s: %w", address, err)
+		}
 	}
 	return ln, nil
+}
+
+func clearSocket(path string) error {
+	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		conn.Close()
+		return fmt.Errorf("listening on %s: another process serves this socket", path)
+	}
+	if info, err := os.Lstat(path); err != nil || info.Mode().Type() != os.ModeSocket {
+		return nil // nothing there, or nothing of ours: Listen will tell
+	}
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("replacing the abandoned socket %s: %w", path, err)
+	}
+	return nil
 }

@@ -31,7 +31,7 @@ func buildVersion() string {
 	switch {
 	case revision != "":
 		return revision + modified
-	case info.Main.Version != "":
+	case info.Main.Version != "" && info.Main.Version != "(devel)":
 		return info.Main.Version
 	}
 	return "development"

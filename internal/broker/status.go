@@ -97,7 +97,7 @@ func (s *Status) describe(now time.Time) {
 	case s.LastError != nil && s.LastError.Reason == ReasonCredentialsRejected:
 		s.State, s.Text = CredentialsRejected, "the authorization server rejects this profile"
 	case s.LastError != nil:
-		s.State, s.Text = BackingOff, fmt.Sprintf("%d attempts failed, next one %s", s.LastError.Attempts, restText(s.LastError.NextAttempt.Sub(now)))
+		s.State, s.Text = BackingOff, fmt.Sprintf("%d failed in a row; next attempt %s", s.LastError.Attempts, restText(s.LastError.NextAttempt.Sub(now)))
 	case s.TokenID != "":
 		s.State, s.Text = Ready, "there is a token"
 	default:

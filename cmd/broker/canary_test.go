@@ -1,0 +1,190 @@
+package main
+
+import (
+	"context"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/prototext"
+
+	pb "github.com/tokenbroker/tokenbroker/gen/tokenbroker/v1"
+)
+
+const (
+	canarySecret = "canary+secret/with=odd&characters%7f-5b1d9c"
+	canaryToken  = "canary.access.token-9e8d7c6b5a4f3e2d1c0b"
+)
+
+// traitor is an authorization server that repeats what it was told wherever it
+// can: the worst that a server, a gateway or an error page can do to a secret.
+type traitor struct {
+	mu   sync.Mutex
+	mode string
+	n    int
+}
+
+func (t *traitor) set(mode string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.mode = mode
+}
+
+func (t *traitor) requests() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.n
+}
+
+func (t *traitor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	t.mu.Lock()
+	mode := t.mode
+	t.n++
+	t.mu.Unlock()
+	body, _ := io.ReadAll(r.Body)
+	told, _ := url.ParseQuery(string(body))
+	secret := told.Get("client_secret")
+	if secret != canarySecret {
+		mode = "refuse" // the test itself is wrong: no token, and it will notice
+	}
+	echo := fmt.Sprintf("you sent %s, that is %s, also %s, %s", body, secret, base64.StdEncoding.EncodeToString([]byte(secret)), url.QueryEscape(secret))
+	w.Header().Set("X-Trace-ID", "trace "+secret)
+	w.Header().Set("Content-Type", "application/json")
+	switch mode {
+	case "good":
+		fmt.Fprintf(w, `{"access_token":%q,"expires_in":3600,"scope":%q}`, canaryToken, "openid "+secret)
+	case "description":
+		w.WriteHeader(http.StatusBadRequest)
+		fmt.Fprintf(w, `{"error":"invalid_scope","error_description":%q,"error_hint":%q}`, echo, echo)
+	case "error":
+		w.WriteHeader(http.StatusBadRequest)
+		fmt.Fprintf(w, `{"error":%q}`, echo)
+	case "html":
+		w.Header().Set("Content-Type", "text/html")
+		w.WriteHeader(http.StatusBadGateway)
+		fmt.Fprintf(w, "<html><title>%s</title>%s</html>", secret, echo)
+	case "redirect":
+		http.Redirect(w, r, "http://127.0.0.1/elsewhere?"+string(body), http.StatusTemporaryRedirect)
+	case "token type":
+		fmt.Fprintf(w, `{"access_token":%q,"token_type":%q,"expires_in":3600}`, canaryToken, secret)
+	case "malformed":
+		fmt.Fprintf(w, `{"access_token":%q,"expires_in":%q`, canaryToken, echo)
+	case "retry":
+		w.Header().Set("Retry-After", secret)
+		w.WriteHeader(http.StatusTooManyRequests)
+		fmt.Fprint(w, echo)
+	case "cut":
+		w.Header().Set("Content-Length", "100000")
+		fmt.Fprint(w, echo)
+		panic(http.ErrAbortHandler)
+	default:
+		w.WriteHeader(http.StatusUnauthorized)
+		fmt.Fprintf(w, `{"error":"invalid_client","error_description":%q}`, echo)
+	}
+}
+
+// TestCanary runs the broker through its failures with marked secrets and
+// tokens, at debug level, and finds no trace of them in the log, in errors and
+// their details, in metrics, nor in what operators see.
+func TestCanary(t *testing.T) {
+	t.Parallel()
+	server := &traitor{mode: "refuse"}
+	web := httptest.NewServer(server)
+	t.Cleanup(web.Close)
+	s := newStage(t)
+	s.url = web.URL
+	s.write("secret", canarySecret)
+	p := start(t, s.config("  - name: from-env",
+		"    vantage: {base_url: \""+web.URL+"\", client_id: b, client_secret: {env: CANARY}, client_credentials: {}}",
+		"  - name: literal",
+		"    vantage: {base_url: \""+web.URL+"\", client_id: c, client_secret: {value: \""+canarySecret+"\"}, client_credentials: {}}"),
+		"CANARY="+canarySecret)
+	conn := p.dial()
+	tokens, admin := pb.NewTokenBrokerClient(conn), pb.NewProfileAdminClient(conn)
+
+	var seen strings.Builder // all that leaves the process, but for tokens handed out
+	for _, mode := range []string{"refuse", "description", "error", "html", "redirect", "token type", "malformed", "retry", "cut", "good"} {
+		server.set(mode)
+		for _, name := range []string{"invoices", "from-env", "literal"} {
+			if _, err := admin.ResetProfile(t.Context(), &pb.ResetProfileRequest{Profile: name}); err != nil {
+				t.Fatal(err)
+			}
+			before := server.requests()
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			r, err := tokens.IssueToken(ctx, &pb.IssueTokenRequest{Profile: name})
+			cancel()
+			if (mode == "good") != (err == nil) {
+				t.Fatalf("%s: %v", mode, err)
+			}
+			if server.requests() == before {
+				t.Fatalf("%s: %s made no token request", mode, name)
+			}
+			if err == nil {
+				if r.GetToken().GetAccessToken() != canaryToken {
+					t.Fatalf("%s: not the token", mode)
+				}
+				_, err = tokens.RefreshToken(t.Context(), &pb.RefreshTokenRequest{Profile: name, RejectedTokenId: r.GetToken().GetId()})
+			}
+			st := status.Convert(err)
+			fmt.Fprintln(&seen, st.Message(), prototext.Format(st.Proto()))
+			for _, d := range st.Details() {
+				fmt.Fprintf(&seen, "%+v\n", d)
+			}
+		}
+		list, err := admin.ListProfiles(t.Context(), &pb.ListProfilesRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, profile := range list.GetProfiles() {
+			fmt.Fprintln(&seen, prototext.Format(profile))
+		}
+		for _, path := range []string{"/metrics", "/readyz", "/healthz", "/"} {
+			_, page := p.get(path)
+			seen.WriteString(page)
+		}
+	}
+	for _, verb := range [][]string{{"profiles"}, {"profiles", "invoices"}, {"profiles", "--output", "json"}, {"whoami"}, {"token", "nothing"}} {
+		got := command(t, append(verb, "--address", p.address)...)
+		seen.WriteString(got.stdout + got.stderr)
+	}
+	// Mistakes in a config that holds secrets where none belong.
+	s.write("config.yaml", "profiles:\n  - name: "+canarySecret+"\n    vantage:\n      client_secret: "+canarySecret+"\n      "+canarySecret+": {value: 5}\n")
+	p.logged("config not reloaded")
+	for _, output := range []string{"text", "json"} {
+		got := command(t, "check", "--config", s.path("config.yaml"), "--output", output)
+		if got.status != 2 {
+			t.Errorf("check: %+v", got)
+		}
+		seen.WriteString(got.stdout + got.stderr)
+	}
+	p.signal(syscall.SIGQUIT) // prints all stacks
+	<-p.exited
+	if !strings.Contains(p.log.String(), "goroutine ") || !strings.Contains(p.log.String(), `"level":"DEBUG"`) {
+		t.Error("the log holds no debug lines or no stacks: nothing would be found in it")
+	}
+	seen.WriteString(p.log.String())
+
+	for what, pattern := range map[string]string{
+		"the secret":            regexp.QuoteMeta(canarySecret),
+		"the encoded secret":    regexp.QuoteMeta(url.QueryEscape(canarySecret)),
+		"the secret in base64":  regexp.QuoteMeta(base64.RawStdEncoding.EncodeToString([]byte(canarySecret))[:20]),
+		"a part of the secret":  "(?i)canary[^_]{0,3}secret",
+		"the end of the secret": "5b1d9c",
+		"the token":             "(?i)canary[^_]{0,3}access",
+		"a part of the token":   "9e8d7c6b5a4f",
+	} {
+		if m := regexp.MustCompile(".{0,80}" + pattern + ".{0,40}").FindString(seen.String()); m != "" {
+			t.Errorf("%s leaked: %q", what, m)
+		}
+	}
+}
