@@ -52,6 +52,7 @@ func TestWhoMayKnowWhom(t *testing.T) {
 		"internal/vantage/sandbox":  {},
 		"internal/config":           {"internal/broker", "internal/oauth", "internal/vantage", "gen/tokenbroker/config/v1"},
 		"internal/service":          {"internal/broker", "gen/tokenbroker/v1"},
+		"internal/testca":           {},
 		"internal/console":          {"internal/broker"},
 		"gen/tokenbroker/v1":        {},
 		"gen/tokenbroker/config/v1": {},
@@ -86,7 +87,7 @@ func TestWhoMayKnowWhichLibrary(t *testing.T) {
 		"github.com/spf13/cobra":     {"cmd/broker"},
 		"google.golang.org/protobuf": {"internal/service", "internal/config", "cmd/broker", "gen/tokenbroker/v1", "gen/tokenbroker/config/v1"},
 		"github.com/prometheus":      {"internal/console", "internal/service", "cmd/broker"},
-		"crypto/tls":                 {"internal/oauth", "internal/config", "internal/service", "cmd/broker"},
+		"crypto/tls":                 {"internal/testca", "internal/oauth", "internal/config", "internal/service", "cmd/broker"},
 	} {
 		for _, p := range packages(t) {
 			for _, i := range p.Imports {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/tokenbroker/tokenbroker/internal/testca"
 	"github.com/tokenbroker/tokenbroker/internal/vantage/sandbox"
 
 	pb "github.com/tokenbroker/tokenbroker/gen/tokenbroker/v1"
@@ -371,5 +373,53 @@ func TestUsage(t *testing.T) {
 		if got.status != c.status || !strings.Contains(got.stdout+got.stderr, c.text) {
 			t.Errorf("broker %s: exit status %d, want %d and %q:\n%s%s", strings.Join(c.args, " "), got.status, c.status, c.text, got.stdout, got.stderr)
 		}
+	}
+}
+
+// tlsFiles writes a server's and a client's certificates of the authority.
+func (s *stage) tlsFiles(a *testca.Authority) {
+	s.t.Helper()
+	s.write("ca.pem", string(a.PEM()))
+	for name, change := range map[string]func(*x509.Certificate){"server": testca.Loopback, "client": testca.Named("worker.example.com")} {
+		certificate, key := testca.PEM(s.t, a.Leaf(change))
+		s.write(name+".pem", string(certificate))
+		s.write(name+".key", string(key))
+	}
+}
+
+func TestServeWithMutualTLSAndPolicy(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	first := testca.New(t)
+	s.tlsFiles(first)
+	withTLS := strings.Replace(read(t, s.config(`policy:`,
+		`  - {callers: ["dns:*.example.com"], profiles: [invoices], allow: [issue]}`)),
+		`{address: "127.0.0.1:0"}`, `{address: "127.0.0.1:0", tls: {certificate: server.pem, private_key: server.key, client_ca: ca.pem}}`, 1)
+	p := start(t, s.write("config.yaml", withTLS))
+	as := func(args ...string) outcome {
+		return command(t, append(args, "--address", p.address, "--ca", s.path("ca.pem"), "--certificate", s.path("client.pem"), "--private-key", s.path("client.key"))...)
+	}
+	if got := as("token", "invoices"); got.status != 0 {
+		t.Errorf("token: %+v", got)
+	}
+	if got := as("whoami"); !strings.Contains(got.stdout, "dns:worker.example.com") || !strings.Contains(got.stdout, "dns_san") {
+		t.Errorf("whoami: %+v", got)
+	}
+	if got := as("reset", "invoices"); got.status != 1 || !strings.Contains(got.stderr, "CALLER_DENIED") {
+		t.Errorf("reset: %+v", got)
+	}
+	if got := command(t, "token", "invoices", "--address", p.address, "--timeout", "5s"); got.status != 1 {
+		t.Errorf("without TLS: %+v", got)
+	}
+	if got := command(t, "token", "invoices", "--address", p.address, "--ca", s.path("ca.pem"), "--timeout", "5s"); got.status != 1 {
+		t.Errorf("without a client certificate: %+v", got)
+	}
+
+	// A whole new authority, file after file: while the files do not fit
+	// together the old ones stay in force.
+	s.tlsFiles(testca.New(t))
+	p.await("the new certificates are in force", func() bool { return as("token", "invoices", "--timeout", "5s").status == 0 })
+	if strings.Contains(p.log.String(), "PRIVATE KEY") {
+		t.Error("a private key is in the log")
 	}
 }

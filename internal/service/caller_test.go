@@ -1,14 +1,8 @@
 package service_test
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"math/big"
-	"net"
 	"net/url"
 	"sync/atomic"
 	"testing"
@@ -17,79 +11,28 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/tokenbroker/tokenbroker/internal/service"
+	"github.com/tokenbroker/tokenbroker/internal/testca"
 
 	pb "github.com/tokenbroker/tokenbroker/gen/tokenbroker/v1"
 )
 
-// authority issues the certificates of a test.
-type authority struct {
-	t    *testing.T
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-}
-
-func newAuthority(t *testing.T) *authority {
-	a := &authority{t: t}
-	a.cert, a.key = a.make(&x509.Certificate{
-		Subject: pkix.Name{CommonName: "test CA"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}, nil)
-	return a
-}
-
-func (a *authority) make(template, parent *x509.Certificate) (*x509.Certificate, *ecdsa.PrivateKey) {
-	a.t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	template.SerialNumber = big.NewInt(time.Now().UnixNano())
-	template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
-	signer := a.key
-	if parent == nil {
-		parent, signer = template, key
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, signer)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	return cert, key
-}
-
-// leaf returns a certificate of the authority.
-func (a *authority) leaf(change func(*x509.Certificate)) tls.Certificate {
-	template := &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}}
-	change(template)
-	cert, key := a.make(template, a.cert)
-	return tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key}
-}
-
-func (a *authority) pool() *x509.CertPool {
-	pool := x509.NewCertPool()
-	pool.AddCert(a.cert)
-	return pool
-}
-
-// server returns the settings of a server that wants the authority's clients.
-func (a *authority) server() *tls.Config {
+// serverOf returns the settings of a server that wants the authority's clients.
+func serverOf(a *testca.Authority) *tls.Config {
 	return &tls.Config{
 		MinVersion:   tls.VersionTLS13,
-		Certificates: []tls.Certificate{a.leaf(func(c *x509.Certificate) { c.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)} })},
-		ClientCAs:    a.pool(),
+		Certificates: []tls.Certificate{a.Leaf(testca.Loopback)},
+		ClientCAs:    a.Pool(),
 		ClientAuth:   tls.RequireAndVerifyClientCert,
 		NextProtos:   []string{"h2"},
 	}
 }
 
-// client returns the settings of a client that shows what change makes of its
+// clientOf returns the settings of a client that shows what change makes of its
 // certificate.
-func (a *authority) client(change func(*x509.Certificate)) *tls.Config {
-	c := &tls.Config{RootCAs: a.pool(), ServerName: "127.0.0.1"}
+func clientOf(a *testca.Authority, change func(*x509.Certificate)) *tls.Config {
+	c := &tls.Config{RootCAs: a.Pool(), ServerName: "127.0.0.1"}
 	if change != nil {
-		c.Certificates = []tls.Certificate{a.leaf(change)}
+		c.Certificates = []tls.Certificate{a.Leaf(change)}
 	}
 	return c
 }
@@ -104,8 +47,8 @@ func uri(t *testing.T, s string) *url.URL {
 }
 
 func TestCallersByCertificate(t *testing.T) {
-	a, other := newAuthority(t), newAuthority(t)
-	r := newRig(t, rigOptions{tls: a.server, more: []string{"payroll"}, policy: []service.Rule{
+	a, other := testca.New(t), testca.New(t)
+	r := newRig(t, rigOptions{tls: func() *tls.Config { return serverOf(a) }, more: []string{"payroll"}, policy: []service.Rule{
 		{Callers: []string{"spiffe://prod/ns/batch/*"}, Profiles: []string{"invoices"}, Allow: []string{"issue"}},
 		{Callers: []string{"dns:*.example.com"}, Profiles: []string{"*"}, Allow: []string{"admin", "issue", "refresh"}},
 	}})
@@ -116,39 +59,37 @@ func TestCallersByCertificate(t *testing.T) {
 			}
 		}
 	}
-	dns := func(names ...string) func(*x509.Certificate) {
-		return func(c *x509.Certificate) { c.DNSNames = names }
-	}
+	dns := testca.Named
 	for name, c := range map[string]struct {
 		client *tls.Config
 		code   codes.Code
 		reason string
 	}{
-		"its SPIFFE ID":      {a.client(spiffe("spiffe://prod/ns/batch/worker")), codes.OK, ""},
-		"its DNS name":       {a.client(dns("worker.example.com")), codes.OK, ""},
-		"another SPIFFE ID":  {a.client(spiffe("spiffe://prod/ns/web/worker")), codes.PermissionDenied, "CALLER_DENIED"},
-		"a deeper SPIFFE ID": {a.client(spiffe("spiffe://prod/ns/batch/x/worker")), codes.PermissionDenied, "CALLER_DENIED"},
-		"a deeper DNS name":  {a.client(dns("x.worker.example.com")), codes.PermissionDenied, "CALLER_DENIED"},
-		"a longer DNS name":  {a.client(dns("worker.example.com.evil.net")), codes.PermissionDenied, "CALLER_DENIED"},
-		"the ID in the CN":   {a.client(func(c *x509.Certificate) { c.Subject.CommonName = "worker.example.com" }), codes.Unauthenticated, "CALLER_UNKNOWN"},
-		"two URIs":           {a.client(spiffe("spiffe://prod/ns/batch/a", "spiffe://prod/ns/batch/b")), codes.Unauthenticated, "CALLER_UNKNOWN"},
-		"two DNS names":      {a.client(dns("a.example.com", "b.example.com")), codes.Unauthenticated, "CALLER_UNKNOWN"},
-		"no certificate":     {a.client(nil), codes.Unavailable, ""},
-		"another CA":         {&tls.Config{RootCAs: a.pool(), ServerName: "127.0.0.1", Certificates: []tls.Certificate{other.leaf(dns("worker.example.com"))}}, codes.Unavailable, ""},
-		"not for clients": {a.client(func(c *x509.Certificate) {
+		"its SPIFFE ID":      {clientOf(a, spiffe("spiffe://prod/ns/batch/worker")), codes.OK, ""},
+		"its DNS name":       {clientOf(a, dns("worker.example.com")), codes.OK, ""},
+		"another SPIFFE ID":  {clientOf(a, spiffe("spiffe://prod/ns/web/worker")), codes.PermissionDenied, "CALLER_DENIED"},
+		"a deeper SPIFFE ID": {clientOf(a, spiffe("spiffe://prod/ns/batch/x/worker")), codes.PermissionDenied, "CALLER_DENIED"},
+		"a deeper DNS name":  {clientOf(a, dns("x.worker.example.com")), codes.PermissionDenied, "CALLER_DENIED"},
+		"a longer DNS name":  {clientOf(a, dns("worker.example.com.evil.net")), codes.PermissionDenied, "CALLER_DENIED"},
+		"the ID in the CN":   {clientOf(a, func(c *x509.Certificate) { c.Subject.CommonName = "worker.example.com" }), codes.Unauthenticated, "CALLER_UNKNOWN"},
+		"two URIs":           {clientOf(a, spiffe("spiffe://prod/ns/batch/a", "spiffe://prod/ns/batch/b")), codes.Unauthenticated, "CALLER_UNKNOWN"},
+		"two DNS names":      {clientOf(a, dns("a.example.com", "b.example.com")), codes.Unauthenticated, "CALLER_UNKNOWN"},
+		"no certificate":     {clientOf(a, nil), codes.Unavailable, ""},
+		"another CA":         {&tls.Config{RootCAs: a.Pool(), ServerName: "127.0.0.1", Certificates: []tls.Certificate{other.Leaf(dns("worker.example.com"))}}, codes.Unavailable, ""},
+		"not for clients": {clientOf(a, func(c *x509.Certificate) {
 			dns("worker.example.com")(c)
 			c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 		}), codes.Unavailable, ""},
 		"TLS 1.2": {func() *tls.Config {
-			c := a.client(dns("worker.example.com"))
+			c := clientOf(a, dns("worker.example.com"))
 			c.MaxVersion = tls.VersionTLS12
 			return c
 		}(), codes.Unavailable, ""},
-		"a DNS name as URI":     {a.client(spiffe("dns:worker.example.com")), codes.Unauthenticated, "CALLER_UNKNOWN"},
-		"a DNS URI with a host": {a.client(spiffe("dns://worker.example.com")), codes.Unauthenticated, "CALLER_UNKNOWN"},
-		"anonymous as URI":      {a.client(spiffe("anonymous")), codes.Unauthenticated, "CALLER_UNKNOWN"},
-		"a wildcard":            {a.client(dns("*.example.com")), codes.Unauthenticated, "CALLER_UNKNOWN"},
-		"DNS in capitals":       {a.client(dns("WORKER.example.com")), codes.OK, ""},
+		"a DNS name as URI":     {clientOf(a, spiffe("dns:worker.example.com")), codes.Unauthenticated, "CALLER_UNKNOWN"},
+		"a DNS URI with a host": {clientOf(a, spiffe("dns://worker.example.com")), codes.Unauthenticated, "CALLER_UNKNOWN"},
+		"anonymous as URI":      {clientOf(a, spiffe("anonymous")), codes.Unauthenticated, "CALLER_UNKNOWN"},
+		"a wildcard":            {clientOf(a, dns("*.example.com")), codes.Unauthenticated, "CALLER_UNKNOWN"},
+		"DNS in capitals":       {clientOf(a, dns("WORKER.example.com")), codes.OK, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			client := pb.NewTokenBrokerClient(r.dial(c.client))
@@ -161,11 +102,11 @@ func TestCallersByCertificate(t *testing.T) {
 }
 
 func TestForbiddenAndUnknownProfilesLookAlike(t *testing.T) {
-	a := newAuthority(t)
-	r := newRig(t, rigOptions{tls: a.server, more: []string{"payroll"}, policy: []service.Rule{
+	a := testca.New(t)
+	r := newRig(t, rigOptions{tls: func() *tls.Config { return serverOf(a) }, more: []string{"payroll"}, policy: []service.Rule{
 		{Callers: []string{"dns:worker.example.com"}, Profiles: []string{"invoices"}, Allow: []string{"issue", "refresh", "admin"}},
 	}})
-	conn := r.dial(a.client(func(c *x509.Certificate) { c.DNSNames = []string{"worker.example.com"} }))
+	conn := r.dial(clientOf(a, testca.Named("worker.example.com")))
 	tokens, admin := pb.NewTokenBrokerClient(conn), pb.NewProfileAdminClient(conn)
 	ask := func(profile string) map[string]detail {
 		_, issue := tokens.IssueToken(t.Context(), &pb.IssueTokenRequest{Profile: profile})
@@ -209,9 +150,9 @@ func replace(s, old, new string) string {
 }
 
 func TestNoPolicyMeansNothingForAuthenticatedCallers(t *testing.T) {
-	a := newAuthority(t)
-	r := newRig(t, rigOptions{tls: a.server})
-	client := pb.NewTokenBrokerClient(r.dial(a.client(func(c *x509.Certificate) { c.DNSNames = []string{"worker.example.com"} })))
+	a := testca.New(t)
+	r := newRig(t, rigOptions{tls: func() *tls.Config { return serverOf(a) }})
+	client := pb.NewTokenBrokerClient(r.dial(clientOf(a, testca.Named("worker.example.com"))))
 	_, err := client.IssueToken(t.Context(), &pb.IssueTokenRequest{Profile: "invoices"})
 	wantFailure(t, err, codes.PermissionDenied, "CALLER_DENIED", "invoices")
 	r.wantRequests(0)
@@ -247,24 +188,24 @@ func TestPolicyChangesAtOnce(t *testing.T) {
 }
 
 func TestCertificatesChangeUnderARunningServer(t *testing.T) {
-	first, second := newAuthority(t), newAuthority(t)
+	first, second := testca.New(t), testca.New(t)
 	var current atomic.Pointer[tls.Config]
-	current.Store(first.server())
+	current.Store(serverOf(first))
 	rules := []service.Rule{{Callers: []string{"dns:worker.example.com"}, Profiles: []string{"*"}, Allow: []string{"issue"}}}
 	r := newRig(t, rigOptions{tls: current.Load, policy: rules})
-	worker := func(c *x509.Certificate) { c.DNSNames = []string{"worker.example.com"} }
-	old := pb.NewTokenBrokerClient(r.dial(first.client(worker)))
+	worker := testca.Named("worker.example.com")
+	old := pb.NewTokenBrokerClient(r.dial(clientOf(first, worker)))
 	if _, err := old.IssueToken(t.Context(), &pb.IssueTokenRequest{Profile: "invoices"}); err != nil {
 		t.Fatal(err)
 	}
-	current.Store(second.server())
-	if _, err := pb.NewTokenBrokerClient(r.dial(second.client(worker))).IssueToken(t.Context(), &pb.IssueTokenRequest{Profile: "invoices"}); err != nil {
+	current.Store(serverOf(second))
+	if _, err := pb.NewTokenBrokerClient(r.dial(clientOf(second, worker))).IssueToken(t.Context(), &pb.IssueTokenRequest{Profile: "invoices"}); err != nil {
 		t.Errorf("a client of the new authority: %v", err)
 	}
 	if _, err := old.IssueToken(t.Context(), &pb.IssueTokenRequest{Profile: "invoices"}); err != nil {
 		t.Errorf("a connection from before the change: %v", err)
 	}
-	if _, err := pb.NewTokenBrokerClient(r.dial(first.client(worker))).IssueToken(within(t, 10*time.Second), &pb.IssueTokenRequest{Profile: "invoices"}); err == nil {
+	if _, err := pb.NewTokenBrokerClient(r.dial(clientOf(first, worker))).IssueToken(within(t, 10*time.Second), &pb.IssueTokenRequest{Profile: "invoices"}); err == nil {
 		t.Error("a new connection with the old authority's certificate was accepted")
 	}
 }
