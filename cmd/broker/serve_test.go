@@ -5,7 +5,10 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
+	"net/http"
+	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -344,6 +347,40 @@ func TestDevShowsTheMainJob(t *testing.T) {
 	}
 	if got := command(t, "dev", "--address", "0.0.0.0:7443"); got.status != 2 || !strings.Contains(got.stderr, "this machine only") {
 		t.Errorf("on a public address: %+v", got)
+	}
+}
+
+func TestSandboxAlone(t *testing.T) {
+	t.Parallel()
+	out := &lockedBuffer{}
+	cmd := exec.Command(binary, "sandbox", "--address", "127.0.0.1:0")
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p := &process{t: t, cmd: cmd, log: out, exited: make(chan struct{})}
+	go func() {
+		defer close(p.exited)
+		_ = cmd.Wait()
+	}()
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		<-p.exited
+	})
+	p.logged("/sandbox/faults")
+	found := regexp.MustCompile(`(?s)sandbox at (http://\S+),.*client +invoices +secret (\S+)`).FindStringSubmatch(out.String())
+	if found == nil {
+		t.Fatal(out)
+	}
+	r, err := http.PostForm(found[1]+"/auth2/connect/token", url.Values{
+		"grant_type": {"client_credentials"}, "client_id": {"invoices"}, "client_secret": {found[2]}, "scope": {"openid permissions global.wildcard"},
+	})
+	if err != nil || r.StatusCode != http.StatusOK {
+		t.Fatalf("%v, %v", r, err)
+	}
+	r.Body.Close()
+	if code := p.stop(); code != 0 {
+		t.Errorf("exit status %d", code)
 	}
 }
 

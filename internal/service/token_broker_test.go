@@ -276,3 +276,29 @@ func TestLaterMethodsAreUnimplemented(t *testing.T) {
 		}
 	}
 }
+
+func TestOneProfilesTroubleIsNotAnothers(t *testing.T) {
+	r := newRig(t, rigOptions{})
+	client := r.tokens()
+	if _, err := client.IssueToken(t.Context(), &pb.IssueTokenRequest{Profile: "invoices"}); err != nil {
+		t.Fatal(err)
+	}
+	r.fault(sandbox.Fault{Times: -1, Hang: true})
+	stuck := make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		_, err := client.IssueToken(ctx, &pb.IssueTokenRequest{Profile: "invoices", Scopes: []string{"openid"}})
+		stuck <- err
+	}()
+	eventually(t, "a request hangs", func() bool { return r.vantage.Calls().InFlight == 1 })
+	for range 1000 {
+		response, err := client.IssueToken(t.Context(), &pb.IssueTokenRequest{Profile: "invoices"})
+		if err != nil || response.GetSource() != pb.Source_SOURCE_MEMORY {
+			t.Fatalf("beside a hanging request: %v, %v", response.GetSource(), err)
+		}
+	}
+	cancel()
+	if err := <-stuck; status.Code(err) != codes.Canceled {
+		t.Errorf("the stuck caller got %v", err)
+	}
+}
