@@ -53,6 +53,7 @@ func TestWhoMayKnowWhom(t *testing.T) {
 		"internal/config":           {"internal/broker", "internal/oauth", "internal/vantage", "gen/tokenbroker/config/v1"},
 		"internal/service":          {"internal/broker", "gen/tokenbroker/v1"},
 		"internal/testca":           {},
+		"internal/testclock":        {},
 		"internal/console":          {"internal/broker"},
 		"gen/tokenbroker/v1":        {},
 		"gen/tokenbroker/config/v1": {},

@@ -155,7 +155,7 @@ func (b *Broker) Configure(configured []*Profile) {
 			}
 			if old.Identity == c.Identity {
 				old.subsets.Range(func(key, value any) bool {
-					if e := value.(*entry); within(e.scopes, c.Scopes) {
+					if e := value.(*entry); !e.retired.Load() && within(e.scopes, c.Scopes) {
 						keep(e).adoptProfile(p)
 						p.subsets.Store(key, e)
 					}
@@ -168,6 +168,12 @@ func (b *Broker) Configure(configured []*Profile) {
 	for family, e := range b.entries {
 		if entries[family] == nil {
 			e.retire()
+		}
+	}
+	now := time.Now()
+	for identity, g := range b.gates {
+		if gates[identity] == nil && g.holdsAnything(now) {
+			gates[identity] = g // a profile that comes back must not try a refused password again
 		}
 	}
 	b.entries, b.gates = entries, gates
@@ -200,6 +206,9 @@ func (b *Broker) Issue(ctx context.Context, name string, scopes []string, d Dema
 		if t, source, err = e.obtain(ctx, p, d); err != nil {
 			return nil, 0, err
 		}
+		if _, err := b.profile(name); err != nil { // it went away while the caller waited
+			return nil, 0, err
+		}
 	}
 	p.served[source].Add(1)
 	return t, source, nil
@@ -216,7 +225,7 @@ func (b *Broker) profile(name string) (*profile, error) {
 func (b *Broker) subset(p *profile, scopes []string) (*entry, error) {
 	scopes = canonical(scopes)
 	key := scopeKey(scopes)
-	if e, ok := p.subsets.Load(key); ok {
+	if e, ok := p.subsets.Load(key); ok && !e.(*entry).retired.Load() {
 		return e.(*entry), nil
 	}
 	for _, s := range scopes {
@@ -232,7 +241,7 @@ func (b *Broker) subset(p *profile, scopes []string) (*entry, error) {
 	family := p.family(scopes)
 	e := b.entries[family]
 	if e == nil {
-		if !p.roomForSubset(b.entries) {
+		if !b.roomForSubset(p) {
 			return nil, &Error{
 				Reason:     ReasonCallerThrottled,
 				Text:       fmt.Sprintf("profile %s already has tokens for %d subsets of its scopes, the most it may; ask for the same subsets again, or for none", p.Name, maxSubsets),
@@ -241,8 +250,10 @@ func (b *Broker) subset(p *profile, scopes []string) (*entry, error) {
 		}
 		e = newEntry(b, family, scopes)
 		e.adoptProfile(p)
-		if current, ok := (*b.profiles.Load())[p.Name]; ok && current == p {
-			b.entries[family] = e // else p was replaced a moment ago: serve this call, keep nothing
+		if (*b.profiles.Load())[p.Name] == p {
+			b.entries[family] = e
+		} else { // p was replaced a moment ago: serve this call, keep nothing
+			e.retire()
 		}
 	}
 	p.subsets.Store(key, e)
@@ -250,20 +261,34 @@ func (b *Broker) subset(p *profile, scopes []string) (*entry, error) {
 }
 
 // roomForSubset makes room by forgetting subsets that nobody uses any more.
-func (p *profile) roomForSubset(entries map[string]*entry) bool {
+// b.mu is held.
+func (b *Broker) roomForSubset(p *profile) bool {
 	n, now := 0, time.Now()
 	p.subsets.Range(func(key, value any) bool {
 		e := value.(*entry)
-		if e != p.own && e.spent(now) {
-			p.subsets.Delete(key)
-			delete(entries, e.family)
-			e.retire()
+		if !e.spent(now) {
+			n++
 			return true
 		}
-		n++
+		p.subsets.Delete(key)
+		if !b.reached(e) {
+			delete(b.entries, e.family)
+			e.retire()
+		}
 		return true
 	})
 	return n < maxSubsets
+}
+
+// reached reports whether any profile still leads to e: profiles of one identity
+// share their entries.
+func (b *Broker) reached(e *entry) bool {
+	for _, p := range *b.profiles.Load() {
+		if slices.Contains(p.all(), e) {
+			return true
+		}
+	}
+	return false
 }
 
 // Reset forgets the failures remembered for a profile, so that the next call

@@ -448,3 +448,139 @@ func TestCloseGivesTheLeaseBack(t *testing.T) {
 		}
 	})
 }
+
+func TestFailedSubsetsMakeRoom(t *testing.T) {
+	in(t, func(t *testing.T) {
+		var all []string
+		for i := range 300 {
+			all = append(all, fmt.Sprintf("s%03d", i))
+		}
+		e := &endpoint{answer: fails(broker.Unavailable, "", 0)}
+		f := start(t, 1, profile(e, func(p *broker.Profile) { p.Scopes = all }))
+		for _, s := range all[:256] {
+			if _, _, err := f.replicas[0].Issue(t.Context(), "invoices", []string{s}, broker.Demand{}); err == nil {
+				t.Fatal("got a token")
+			}
+		}
+		e.set(func(e *endpoint) { e.answer = nil })
+		time.Sleep(2 * time.Minute)
+		if _, _, err := f.replicas[0].Issue(t.Context(), "invoices", all[299:], broker.Demand{}); err != nil {
+			t.Errorf("after the outage: %v", err)
+		}
+	})
+}
+
+func TestMakingRoomLeavesOtherProfilesAlone(t *testing.T) {
+	in(t, func(t *testing.T) {
+		e := &endpoint{}
+		narrow := profile(e, func(p *broker.Profile) { p.Name, p.Scopes = "narrow", []string{"a"} })
+		f := start(t, 1, profile(e), narrow)
+		b := f.replicas[0]
+		for _, scopes := range [][]string{{"a"}, {"b"}} { // the first is narrow's own, the second makes room
+			if _, _, err := b.Issue(t.Context(), "invoices", scopes, broker.Demand{}); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(3 * time.Hour) // until the token is over
+		}
+		e.set(func(e *endpoint) { e.takes = 5 * time.Second })
+		blocked := 0
+		for range 6 * 3600 {
+			began := time.Now()
+			if _, _, err := b.Issue(t.Context(), "narrow", nil, broker.Demand{}); err != nil {
+				t.Fatal(err)
+			}
+			if time.Since(began) > 0 {
+				blocked++
+			}
+			time.Sleep(time.Second)
+		}
+		if blocked != 1 {
+			t.Errorf("callers waited for the endpoint %d times in six hours, want once", blocked)
+		}
+	})
+}
+
+func TestProfileThatGoesAwayIsNotServedToThoseWhoWait(t *testing.T) {
+	in(t, func(t *testing.T) {
+		e := &endpoint{takes: 2 * time.Second}
+		f := start(t, 1, profile(e))
+		time.AfterFunc(time.Second, func() { f.replicas[0].Configure(nil) })
+		f.refused(t, broker.Demand{}, broker.ReasonProfileUnknown)
+	})
+}
+
+func TestLivingTokenIsServedWhileTheEndpointHangs(t *testing.T) {
+	in(t, func(t *testing.T) {
+		e := &endpoint{lives: 10 * time.Hour}
+		f := start(t, 1, profile(e))
+		token, _ := f.ask(t, broker.Demand{})
+		e.set(func(e *endpoint) { e.takes, e.answer = 10*time.Second, fails(broker.Ambiguous, "", 0) })
+		for time.Until(token.ExpireTime) > 90*time.Second {
+			f.ask(t, broker.Demand{})
+			time.Sleep(30 * time.Second)
+		}
+		var wg sync.WaitGroup
+		for time.Until(token.ExpireTime) > 4*time.Second { // into the margin, and through it
+			wg.Go(func() {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				defer cancel()
+				if _, _, err := f.replicas[0].Issue(ctx, "invoices", nil, broker.Demand{}); err != nil {
+					t.Errorf("with %v of a valid token left: %v", time.Until(token.ExpireTime), err)
+				}
+			})
+			time.Sleep(100 * time.Millisecond)
+		}
+		wg.Wait()
+	})
+}
+
+// brokenStore panics where a bug would.
+type brokenStore struct{ broker.Store }
+
+func (brokenStore) Acquire(context.Context, broker.Claim) (broker.Acquisition, error) {
+	panic("secret-1 is in this text")
+}
+
+func TestPanicInTheStoreIsAFailureLikeAnyOther(t *testing.T) {
+	in(t, func(t *testing.T) {
+		f := start(t, 1, profile(&endpoint{}))
+		b := broker.New(brokenStore{f.store}, broker.Options{})
+		defer b.Close()
+		b.Configure([]*broker.Profile{profile(&endpoint{})})
+		for range 2 {
+			_, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{})
+			var be *broker.Error
+			if !errors.As(err, &be) || be.Reason != broker.ReasonEndpointUnavailable {
+				t.Errorf("got %v", err)
+			}
+		}
+	})
+}
+
+// deadStore cannot be reached.
+type deadStore struct{ broker.Store }
+
+func (deadStore) Acquire(context.Context, broker.Claim) (broker.Acquisition, error) {
+	return broker.Acquisition{}, errors.New("connection refused")
+}
+
+func (deadStore) Look(context.Context, string) (broker.Record, error) {
+	return broker.Record{}, errors.New("connection refused")
+}
+
+func TestStoreOutOfReach(t *testing.T) {
+	in(t, func(t *testing.T) {
+		f := start(t, 1, profile(&endpoint{}))
+		b := broker.New(deadStore{f.store}, broker.Options{})
+		defer b.Close()
+		b.Configure([]*broker.Profile{profile(&endpoint{})})
+		_, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{})
+		var be *broker.Error
+		if !errors.As(err, &be) || be.Reason != broker.ReasonStoreUnavailable || be.RetryAfter <= 0 {
+			t.Errorf("got %v", err)
+		}
+		if s, err := b.Status(t.Context(), "invoices"); err != nil || s.State != broker.Idle {
+			t.Errorf("status %+v, %v: want what memory knows", s, err)
+		}
+	})
+}

@@ -1,6 +1,7 @@
 package broker_test
 
 import (
+	"context"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -224,6 +225,74 @@ func TestProfilesOfOneIdentityShareTheToken(t *testing.T) {
 		f.ask(t, broker.Demand{})
 		if _, source, err := f.replicas[0].Issue(t.Context(), "twin", nil, broker.Demand{}); err != nil || source != broker.FromMemory {
 			t.Errorf("source %v, error %v", source, err)
+		}
+		wantCalls(t, e, 1)
+	})
+}
+
+func TestServerThatRepeatsItsTokenPastItsFirstEnd(t *testing.T) {
+	in(t, func(t *testing.T) {
+		e := &endpoint{answer: func(int) (*broker.Grant, error) { return grant(1, time.Hour), nil }} // a sliding session
+		f := start(t, 1, profile(e))
+		for range 3 * 3600 {
+			f.ask(t, broker.Demand{})
+			time.Sleep(time.Second)
+		}
+		if n := e.count(); n > 3*12 {
+			t.Errorf("%d token requests in three hours", n)
+		}
+	})
+}
+
+func TestTokenThatIsNearlyOverWhenItArrives(t *testing.T) {
+	in(t, func(t *testing.T) {
+		e := &endpoint{takes: 9500 * time.Millisecond, lives: 10 * time.Second}
+		f := start(t, 1, profile(e))
+		for range 100 {
+			f.refused(t, broker.Demand{}, broker.ReasonEndpointUnavailable)
+			time.Sleep(600 * time.Millisecond)
+		}
+		if n := e.count(); n > 5 {
+			t.Errorf("%d token requests in a minute", n)
+		}
+	})
+}
+
+// far is a store a network away.
+type far struct{ broker.Store }
+
+func (f far) Acquire(ctx context.Context, c broker.Claim) (broker.Acquisition, error) {
+	time.Sleep(time.Millisecond)
+	return f.Store.Acquire(ctx, c)
+}
+
+func TestPlainCallersOfAColdReplicaAmongReporters(t *testing.T) {
+	in(t, func(t *testing.T) {
+		e := &endpoint{}
+		f := start(t, 1, profile(e))
+		token, _ := f.ask(t, broker.Demand{})
+		for range 50 {
+			b := broker.New(far{f.store}, broker.Options{}) // a replica that has just started
+			b.Configure([]*broker.Profile{profile(e)})
+			var wg sync.WaitGroup
+			for i := range 3 { // clients that report, and retry at once
+				wg.Go(func() {
+					time.Sleep(time.Duration(i) * 100 * time.Microsecond)
+					for range 5 {
+						if _, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{Not: token.ID}); err == nil {
+							t.Error("a report right after the mint got a token")
+						}
+					}
+				})
+			}
+			wg.Go(func() {
+				time.Sleep(500 * time.Microsecond)
+				if _, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+					t.Errorf("a plain caller, while the store holds a fresh token: %v", err)
+				}
+			})
+			wg.Wait()
+			b.Close()
 		}
 		wantCalls(t, e, 1)
 	})

@@ -29,16 +29,20 @@ type entry struct {
 	profile *profile
 	// flight under way, or nil. Whoever sets it starts it; landing clears it.
 	flight *flight
-	// failure that holds callers back.
+	// failure that holds callers back, and how often it was forgotten on
+	// request: what is on its way from before a reset does not count.
 	failure remembered
+	resets  int
 	// floor is the highest generation seen, kept when the token is gone.
 	floor Generation
 	// quiet is until when the endpoint is left alone because it returned
 	// the token that we already had.
 	quiet time.Time
 	// timer fires when the token is due for renewal.
-	timer   *time.Timer
-	retired bool
+	timer *time.Timer
+	// retired entries are renewed no more, and no new caller finds them. Only
+	// retire writes it, under mu; anyone reads it.
+	retired atomic.Bool
 }
 
 // remembered is a failure with the instant at which it ends.
@@ -70,12 +74,13 @@ func (e *entry) touch(now time.Time) {
 	}
 }
 
-// spent reports whether nothing is lost by forgetting the entry.
+// spent reports whether the entry holds nothing that the store and the gate do
+// not know as well.
 func (e *entry) spent(now time.Time) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	t := e.token.Load()
-	return e.flight == nil && e.failure.Kind == NoFailure && (t == nil || t.remaining(now) <= 0)
+	return e.flight == nil && (t == nil || t.remaining(now) <= 0)
 }
 
 // adoptProfile makes p the profile of the next renewal.
@@ -92,26 +97,36 @@ func (e *entry) adoptProfile(p *profile) {
 func (e *entry) retire() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.retired = true
+	e.retired.Store(true)
 	e.dormant.Store(false)
 	if e.timer != nil {
 		e.timer.Stop()
 	}
 }
 
+// forgetFailure is what a reset does to the entry.
 func (e *entry) forgetFailure() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.failure = remembered{}
+	e.resets++
 	if e.flight == nil {
 		e.schedule(time.Now(), 0)
 	}
 }
 
+// forgive clears the failure after a success of our own.
+func (e *entry) forgive() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.failure = remembered{}
+}
+
 // obtain waits for a token that meets the demand: that of the flight under way,
-// and if that one does not meet it, that of one more.
+// and if its outcome says nothing about this demand, that of the next one. The
+// flight that asks for just this has the last word.
 func (e *entry) obtain(ctx context.Context, p *profile, d Demand) (*Token, Source, error) {
-	for last := false; ; last = true {
+	for {
 		t, f, err := e.join(p, d)
 		if t != nil {
 			return t, FromMemory, nil
@@ -119,20 +134,48 @@ func (e *entry) obtain(ctx context.Context, p *profile, d Demand) (*Token, Sourc
 		if err != nil {
 			return e.orLiving(d, err)
 		}
+		patience, stop := e.patience(ctx, d)
 		select {
 		case <-f.done:
+			stop()
+		case <-patience:
+			if t := e.token.Load(); t != nil && t.serves(d, time.Now()) {
+				return t, FromMemory, nil
+			}
+			continue
 		case <-ctx.Done():
+			stop()
 			return nil, 0, ctx.Err()
 		}
+		ours := f.demand == d && f.profile.Credential == p.Credential
 		switch now := time.Now(); {
 		case f.token != nil && f.token.meets(d, now):
 			return f.token, f.source, nil
-		case f.err != nil && (last || f.err.binds(d, f.demand, p.Credential)):
+		case f.err != nil && (ours || f.err.binds(d, f.demand, p.Credential)):
 			return e.orLiving(d, f.err)
-		case f.token != nil && (last || f.demand == d):
+		case f.token != nil && ours:
 			return e.orLiving(d, unmet(p, d, f.token))
 		}
 	}
+}
+
+// leastPatience is how long a caller waits for a better token than the living
+// one in memory, which is in its last moments.
+const leastPatience = 500 * time.Millisecond
+
+// patience ends when the living token, if there is one that serves, is better
+// than waiting on; half of the caller's own time at the most.
+func (e *entry) patience(ctx context.Context, d Demand) (<-chan time.Time, func()) {
+	now := time.Now()
+	if t := e.token.Load(); t == nil || !t.serves(d, now) {
+		return nil, func() {}
+	}
+	wait := leastPatience
+	if deadline, ok := ctx.Deadline(); ok {
+		wait = min(wait, deadline.Sub(now)/2)
+	}
+	timer := time.NewTimer(wait)
+	return timer.C, func() { timer.Stop() }
 }
 
 // orLiving returns the token in memory if it serves, though it is in its last
@@ -183,6 +226,7 @@ func (e *entry) launch(d Demand) *flight {
 		demand:  d,
 		done:    make(chan struct{}),
 		changed: make(chan struct{}, 1),
+		resets:  e.resets,
 	}
 	if !e.b.takeOff() {
 		f.err = shuttingDown(e.profile.Profile)
@@ -195,6 +239,16 @@ func (e *entry) launch(d Demand) *flight {
 	go func() {
 		defer e.b.flights.Done()
 		defer e.land(f)
+		defer func() {
+			if r := recover(); r != nil {
+				e.b.recovered(f.profile, r)
+				f.token, f.err = nil, &Error{
+					Reason:     ReasonEndpointUnavailable,
+					Text:       fmt.Sprintf("requesting a token for profile %s: %s", f.profile.Name, brokerFailed),
+					RetryAfter: backoffFirst,
+				}
+			}
+		}()
 		f.fly(e, floor)
 	}()
 	return f
@@ -235,26 +289,38 @@ func (e *entry) adopt(s StoredToken, start time.Time) *Token {
 	}
 	t := newToken(s, start, e.profile.maxTokenAge())
 	e.floor = max(e.floor, s.Generation)
-	e.failure = remembered{}
+	if e.failure.BacksOff() { // a rejection may be of another credential than the one that worked
+		e.failure = remembered{}
+	}
 	e.token.Store(t)
 	return t
 }
 
-// remember holds callers back until the failure has rested.
-func (e *entry) remember(f Failure) {
+// keep adopts a token that came beside a verdict, if it lives.
+func (e *entry) keep(s *StoredToken, start time.Time) {
+	if s != nil && s.Remaining > 0 {
+		e.adopt(*s, start)
+	}
+}
+
+// remember holds callers back until the failure has rested, unless a reset came
+// after the flight began.
+func (e *entry) remember(f *flight, failure Failure) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.failure = remembered{Failure: f, since: time.Now()}
+	if e.resets == f.resets {
+		e.failure = remembered{Failure: failure, since: time.Now()}
+	}
 }
 
 // schedule sets the timer for the token's renewal, at least pause from now and
 // not while a failure stands. e.mu is held.
 func (e *entry) schedule(now time.Time, pause time.Duration) {
 	t := e.token.Load()
-	if e.retired || t == nil || t.remaining(now) <= 0 {
+	if e.retired.Load() || t == nil || t.remaining(now) <= 0 {
 		return
 	}
-	wait := max(until(now, t.renewTime), pause)
+	wait := max(Until(now, t.renewTime), pause)
 	if r := e.standing(e.profile, now); r.Kind != NoFailure {
 		rest := r.rest(now)
 		if rest == Forever {
@@ -276,7 +342,7 @@ func (e *entry) renew() {
 	defer e.mu.Unlock()
 	now := time.Now()
 	t := e.token.Load()
-	if e.retired || e.flight != nil || t == nil || t.remaining(now) <= 0 {
+	if e.retired.Load() || e.flight != nil || t == nil || t.remaining(now) <= 0 {
 		return
 	}
 	if r := e.standing(e.profile, now); r.Kind != NoFailure {
@@ -302,8 +368,10 @@ func (e *entry) rouse() {
 func (e *entry) hear(c Change) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	now := time.Now()
 	if c.Reset {
 		e.failure = remembered{}
+		e.resets++
 		e.profile.gate.reset()
 	}
 	if e.flight != nil {
@@ -313,11 +381,13 @@ func (e *entry) hear(c Change) {
 		}
 		return
 	}
-	t := e.token.Load()
-	if t == nil || c.Generation <= t.generation || e.retired {
-		return
+	if c.Reset {
+		e.schedule(now, 0)
 	}
-	e.launch(Demand{NewerThan: t.generation})
+	missed := e.token.Load() != nil || e.standing(e.profile, now).Kind != NoFailure
+	if c.Generation > e.floor && missed && !e.retired.Load() {
+		e.launch(Demand{NewerThan: e.floor})
+	}
 }
 
 func unmet(p *profile, d Demand, t *Token) *Error {

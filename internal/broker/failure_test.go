@@ -1,10 +1,12 @@
 package broker_test
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/tokenbroker/tokenbroker/internal/broker"
@@ -220,5 +222,104 @@ func TestImpossibleLifetimeIsMalformed(t *testing.T) {
 		f := start(t, 1, profile(e))
 		f.refused(t, broker.Demand{}, broker.ReasonEndpointUnavailable)
 		wantCalls(t, e, 1)
+	})
+}
+
+// slowReplies has the store's answers to failures on their way until told.
+type slowReplies struct {
+	broker.Store
+	arrive chan struct{}
+}
+
+func (s slowReplies) Fail(ctx context.Context, l broker.Lease, f broker.Failure) (broker.Failure, error) {
+	decided, err := s.Store.Fail(ctx, l, f)
+	<-s.arrive
+	return decided, err
+}
+
+func TestResetIsNotUndoneByAFailureOnItsWay(t *testing.T) {
+	in(t, func(t *testing.T) {
+		e := &endpoint{answer: fails(broker.UserRejected, "invalid_grant", 0)}
+		f := start(t, 1, profile(e))
+		s := slowReplies{f.store, make(chan struct{})}
+		b := broker.New(s, broker.Options{})
+		defer b.Close()
+		b.Configure([]*broker.Profile{profile(e)})
+		go b.Issue(t.Context(), "invoices", nil, broker.Demand{})
+		synctest.Wait() // failed in the store, the reply is on its way
+		e.set(func(e *endpoint) { e.answer = nil })
+		if err := b.Reset(t.Context(), "invoices"); err != nil {
+			t.Fatal(err)
+		}
+		close(s.arrive)
+		synctest.Wait()
+		if _, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+			t.Errorf("after the reset: %v", err)
+		}
+	})
+}
+
+func TestRefusedReplicaServesWhatAnotherObtained(t *testing.T) {
+	in(t, func(t *testing.T) {
+		e := &endpoint{answer: fails(broker.UserRejected, "invalid_grant", 0)}
+		f := start(t, 2, profile(e))
+		for _, b := range f.replicas {
+			if _, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{}); err == nil {
+				t.Fatal("got a token")
+			}
+		}
+		good := &endpoint{}
+		f.replicas[0].Configure([]*broker.Profile{profile(good, func(p *broker.Profile) { p.Credential = "secret-2" })})
+		f.ask(t, broker.Demand{})
+		synctest.Wait()
+		if _, _, err := f.replicas[1].Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+			t.Errorf("the store holds a valid token: %v", err)
+		}
+		wantCalls(t, e, 1)
+	})
+}
+
+func TestRefusedPasswordIsNotRepeatedAfterAnothersSuccess(t *testing.T) {
+	in(t, func(t *testing.T) {
+		bad := &endpoint{answer: fails(broker.UserRejected, "invalid_grant", 0)}
+		good := &endpoint{}
+		f := start(t, 2, profile(bad, password))
+		f.replicas[0].Configure([]*broker.Profile{profile(good, password, func(p *broker.Profile) { p.Credential = "secret-2" })})
+		if _, _, err := f.replicas[1].Issue(t.Context(), "invoices", nil, broker.Demand{}); err == nil {
+			t.Fatal("got a token")
+		}
+		for range 24 * 12 { // both in use, the token is renewed many times
+			f.ask(t, broker.Demand{})
+			if _, _, err := f.replicas[1].Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+				t.Fatalf("the replica with the old password: %v", err)
+			}
+			time.Sleep(5 * time.Minute)
+		}
+		wantCalls(t, bad, 1)
+	})
+}
+
+func TestResetHeardFromAnotherReplicaResumesRenewals(t *testing.T) {
+	in(t, func(t *testing.T) {
+		e := &endpoint{}
+		f := start(t, 2, profile(e))
+		token, _ := f.ask(t, broker.Demand{})
+		e.set(func(e *endpoint) { e.answer = fails(broker.UserRejected, "invalid_grant", 0) })
+		for time.Until(token.ExpireTime) > 5*time.Minute {
+			f.ask(t, broker.Demand{})
+			time.Sleep(time.Second)
+		}
+		e.set(func(e *endpoint) { e.answer, e.takes = nil, 5*time.Second })
+		if err := f.replicas[1].Reset(t.Context(), "invoices"); err != nil {
+			t.Fatal(err)
+		}
+		for range 400 {
+			began := time.Now()
+			f.ask(t, broker.Demand{})
+			if time.Since(began) > 0 {
+				t.Fatalf("a caller waited %v", time.Since(began))
+			}
+			time.Sleep(time.Second)
+		}
 	})
 }

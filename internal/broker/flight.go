@@ -25,6 +25,9 @@ type flight struct {
 	err    *Error
 	// repeated tells that the server returned the token we already had.
 	repeated bool
+
+	// resets of the entry when the flight began.
+	resets int
 }
 
 // storeTimeout bounds one transition that must not be cut short by the
@@ -51,6 +54,10 @@ func (f *flight) fly(e *entry, floor Generation) {
 	for {
 		start := time.Now()
 		a, err := e.b.store.Acquire(ctx, claim)
+		if ctx.Err() != nil && (err != nil || a.Verdict == Busy) {
+			f.err = f.outOfTime(e)
+			return
+		}
 		if err != nil {
 			f.err = storeUnavailable(f.profile.Profile, "requesting a token for", err)
 			return
@@ -66,13 +73,16 @@ func (f *flight) fly(e *entry, floor Generation) {
 			}
 			// The lease was lost: whoever has it now may have an answer.
 		case Refused:
-			e.remember(*a.Failure)
+			e.keep(a.Token, start)
+			e.remember(f, *a.Failure)
 			f.err = failureError(f.profile.Profile, *a.Failure, a.Failure.Rest)
 			return
 		case Short:
+			e.keep(a.Token, start)
 			f.err = lifetimeUnavailable(f.profile.Profile, f.demand, a.Token.Lifetime)
 			return
 		case TooSoon:
+			e.keep(a.Token, start)
 			f.err = tooSoon(f.profile.Profile, f.demand, a.Wait)
 			return
 		case Busy:
@@ -114,9 +124,8 @@ func (f *flight) mint(ctx context.Context, e *entry, lease Lease, start time.Tim
 	var pass *pass
 	defer func() {
 		if r := recover(); r != nil {
-			// The value is not printed: nobody knows what is in it.
-			e.b.log.Error("panic while requesting a token", "profile", f.profile.Name, "type", fmt.Sprintf("%T", r), "stack", string(debug.Stack()))
-			f.failed(ctx, e, lease, pass, &IssueError{Kind: Unavailable, Text: "the broker itself failed; its log has the place"}, 0)
+			e.b.recovered(f.profile, r)
+			f.failed(ctx, e, lease, pass, &IssueError{Kind: Unavailable, Text: brokerFailed}, 0)
 			err = nil
 		}
 	}()
@@ -124,7 +133,7 @@ func (f *flight) mint(ctx context.Context, e *entry, lease Lease, start time.Tim
 	defer release()
 
 	var failure remembered
-	pass, failure, err = f.profile.gate.enter(held, f.profile.Credential)
+	pass, failure, err = f.profile.gate.enter(held, f.profile.Profile)
 	if err != nil || failure.Kind != NoFailure {
 		f.giveBack(ctx, e, lease)
 		if failure.Kind != NoFailure {
@@ -137,10 +146,10 @@ func (f *flight) mint(ctx context.Context, e *entry, lease Lease, start time.Tim
 	grant, err := f.profile.Issuer.Issue(held, Request{Scopes: e.scopes})
 	took := time.Since(sent)
 	if err == nil {
-		err = f.malformed(grant)
+		err = f.malformed(grant, took)
 	}
 	if err == nil {
-		pass.leave(nil, Failure{})
+		pass.succeed()
 		f.obtained(ctx, e, lease, grant, sent, took)
 		return nil
 	}
@@ -150,7 +159,7 @@ func (f *flight) mint(ctx context.Context, e *entry, lease Lease, start time.Tim
 	}
 	if context.Cause(held) == errLeaseLost || e.b.ctx.Err() != nil {
 		// We stopped it ourselves: that says nothing about the endpoint.
-		pass.leave(issueErr, Failure{})
+		pass.leave()
 		f.giveBack(ctx, e, lease)
 		e.b.log.Info("token request given up", "profile", f.profile.Name, "cause", context.Cause(held).Error())
 		return errLeaseLost
@@ -160,9 +169,12 @@ func (f *flight) mint(ctx context.Context, e *entry, lease Lease, start time.Tim
 }
 
 // malformed refuses an answer that would have us ask again at once, for ever.
-func (f *flight) malformed(g *Grant) error {
-	if life := f.profile.lifetime(g.Lifetime); life < leastLifetime {
-		return &IssueError{Kind: Malformed, Text: fmt.Sprintf("%s answered with a token that lives only %v", f.profile.Endpoint, life)}
+func (f *flight) malformed(g *Grant, took time.Duration) error {
+	switch life := f.profile.lifetime(g.Lifetime); {
+	case life < leastLifetime:
+		return &IssueError{Kind: Malformed, Text: fmt.Sprintf("token endpoint %s answered with a token that lives only %v", f.profile.Endpoint, life)}
+	case life-took <= Margin(life):
+		return &IssueError{Kind: Malformed, Text: fmt.Sprintf("token endpoint %s took %v to answer with a token that lives %v", f.profile.Endpoint, took.Round(100*time.Millisecond), life)}
 	}
 	return nil
 }
@@ -195,12 +207,14 @@ func (f *flight) obtained(ctx context.Context, e *entry, lease Lease, g *Grant, 
 		// it here under the generation that the lease reserved.
 		log.Warn("token obtained but not saved", "error", err)
 		token.Generation = lease.Fence
+		e.forgive()
 		f.token = e.adopt(token, start)
 	case ok:
+		e.forgive()
 		f.token = e.adopt(saved, start)
 	default:
 		// A later lease was granted; its outcome counts. Those who wait for
-		// this one are served, memory looks again.
+		// this one are served, the next caller looks again.
 		f.token = newToken(token, start, f.profile.maxTokenAge())
 	}
 }
@@ -236,13 +250,13 @@ func (f *flight) failed(ctx context.Context, e *entry, lease Lease, pass *pass, 
 		}
 	}
 	if pass != nil {
-		pass.leave(issueErr, decided)
+		pass.fail(issueErr.Kind, decided)
 	}
 	f.err = failureError(f.profile.Profile, decided, decided.Rest)
 	if decided.Kind == NoFailure { // a reset overtook it: callers hear of it, nobody remembers
 		f.err = failureError(f.profile.Profile, failure, 0)
 	} else {
-		e.remember(decided)
+		e.remember(f, decided)
 	}
 	attrs := []any{
 		"profile", f.profile.Name, "outcome", issueErr.Kind.String(), "oauth_error", issueErr.Code,
@@ -276,6 +290,13 @@ func detached(ctx context.Context, transition func(context.Context) error) error
 	return transition(ctx)
 }
 
+const brokerFailed = "the broker itself failed; its log has the place"
+
+// recovered logs a panic without its value: nobody knows what is in it.
+func (b *Broker) recovered(p *profile, value any) {
+	b.log.Error("panic while requesting a token", "profile", p.Name, "type", fmt.Sprintf("%T", value), "stack", string(debug.Stack()))
+}
+
 // hold keeps the lease alive until release is called, and returns a context
 // that ends before the lease can: each renewal counts from before it was sent.
 func (e *entry) hold(ctx context.Context, lease Lease, start time.Time) (context.Context, func()) {
@@ -285,6 +306,12 @@ func (e *entry) hold(ctx context.Context, lease Lease, start time.Time) (context
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
+		defer func() {
+			if r := recover(); r != nil { // without renewals the lease cannot be relied on
+				e.b.recovered(e.profile, r)
+				cancel(errLeaseLost)
+			}
+		}()
 		tick := time.NewTicker(lease.Length / 3)
 		defer tick.Stop()
 		for {

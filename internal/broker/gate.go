@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"maps"
 	"sync"
 	"time"
 )
@@ -12,8 +13,11 @@ import (
 // a time.
 type gate struct {
 	mu sync.Mutex
-	// failure that holds back every family of the client.
-	failure remembered
+	// pause holds back whoever would call: the server asked for quiet, or
+	// did not answer the call that tried an unproven credential.
+	pause remembered
+	// rejections by the credential that was refused.
+	rejections map[string]remembered
 	// proven is the credential that worked last.
 	proven string
 	// resets counts, so that a failure from before a reset does not count.
@@ -23,7 +27,13 @@ type gate struct {
 	trial chan struct{}
 }
 
-func newGate() *gate { return &gate{trial: make(chan struct{}, 1)} }
+// maxRejections bounds the refused credentials that a gate remembers; a
+// configuration has one or two at a time.
+const maxRejections = 64
+
+func newGate() *gate {
+	return &gate{rejections: make(map[string]remembered), trial: make(chan struct{}, 1)}
+}
 
 // pass is the right to make one call.
 type pass struct {
@@ -33,11 +43,12 @@ type pass struct {
 	trial      bool
 }
 
-// enter waits until the credential may be presented. It returns the failure that
-// stands in the way instead, or ctx's error.
-func (g *gate) enter(ctx context.Context, credential string) (*pass, remembered, error) {
+// enter waits until p's credential may be presented. It returns the failure that
+// stands in the way instead, or why ctx ended. A password is never taken for
+// proven: presenting a changed one for several families at once locks accounts.
+func (g *gate) enter(ctx context.Context, p *Profile) (*pass, remembered, error) {
 	trial := false
-	if !g.isProven(credential) {
+	if p.GrantType == Password || !g.isProven(p.Credential) {
 		select {
 		case g.trial <- struct{}{}:
 			trial = true
@@ -47,13 +58,16 @@ func (g *gate) enter(ctx context.Context, credential string) (*pass, remembered,
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.failure.binds(credential, time.Now()) {
-		if trial {
-			<-g.trial
-		}
-		return nil, g.failure, nil
+	failure := g.failure(p.Credential, time.Now())
+	provenMeanwhile := p.GrantType != Password && g.proven == p.Credential
+	if trial && (failure.Kind != NoFailure || provenMeanwhile) {
+		trial = false
+		<-g.trial
 	}
-	return &pass{g: g, credential: credential, resets: g.resets, trial: trial}, remembered{}, nil
+	if failure.Kind != NoFailure {
+		return nil, failure, nil
+	}
+	return &pass{g: g, credential: p.Credential, resets: g.resets, trial: trial}, remembered{}, nil
 }
 
 func (g *gate) isProven(credential string) bool {
@@ -62,40 +76,97 @@ func (g *gate) isProven(credential string) bool {
 	return g.proven == credential
 }
 
-// leave says how the call ended; a nil error proves the credential. Only the
-// first call of it lets the next one in.
-func (p *pass) leave(err *IssueError, f Failure) {
+// succeed says that the server took the credential.
+func (p *pass) succeed() {
 	p.g.mu.Lock()
 	defer p.g.mu.Unlock()
+	defer p.letNextIn()
+	p.g.proven = p.credential
+	delete(p.g.rejections, p.credential)
+	if p.g.pause.Kind == Transient {
+		p.g.pause = remembered{}
+	}
+}
+
+// fail says how the call failed, and what was decided about it.
+func (p *pass) fail(kind IssueErrorKind, f Failure) {
+	p.g.mu.Lock()
+	defer p.g.mu.Unlock()
+	defer p.letNextIn()
+	if p.resets != p.g.resets || f.Kind == NoFailure {
+		return
+	}
+	r := remembered{Failure: f, since: time.Now()}
+	switch {
+	case kind == ClientRejected, kind == UserRejected:
+		if p.g.proven == p.credential {
+			p.g.proven = ""
+		}
+		p.g.reject(p.credential, r)
+	case kind == Throttled, p.trial && f.Kind == Transient:
+		p.g.pause = r
+	}
+}
+
+// leave says that the call came to nothing, through no fault of the server.
+func (p *pass) leave() {
+	p.g.mu.Lock()
+	defer p.g.mu.Unlock()
+	p.letNextIn()
+}
+
+// letNextIn ends the trial, once. g.mu is held.
+func (p *pass) letNextIn() {
 	if p.trial {
 		p.trial = false
 		<-p.g.trial
 	}
-	switch {
-	case err == nil:
-		p.g.proven = p.credential
-		p.g.failure = remembered{}
-	case p.resets != p.g.resets:
-	case err.Kind == ClientRejected, err.Kind == UserRejected:
-		p.g.proven = ""
-		p.g.failure = remembered{Failure: f, since: time.Now()}
-	case err.Kind == Throttled:
-		p.g.failure = remembered{Failure: f, since: time.Now()}
-	}
 }
 
+// reject remembers a refusal. g.mu is held.
+func (g *gate) reject(credential string, r remembered) {
+	if _, known := g.rejections[credential]; !known && len(g.rejections) >= maxRejections {
+		oldest := ""
+		for c, known := range g.rejections {
+			if oldest == "" || known.since.Before(g.rejections[oldest].since) {
+				oldest = c
+			}
+		}
+		delete(g.rejections, oldest)
+	}
+	g.rejections[credential] = r
+}
+
+// failure that holds the credential back, if any. g.mu is held.
+func (g *gate) failure(credential string, now time.Time) remembered {
+	if r := g.rejections[credential]; r.binds(credential, now) {
+		return r
+	}
+	if g.pause.binds(credential, now) {
+		return g.pause
+	}
+	return remembered{}
+}
+
+// standing is the failure that holds the credential back, if any.
 func (g *gate) standing(credential string, now time.Time) remembered {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.failure.binds(credential, now) {
-		return g.failure
-	}
-	return remembered{}
+	return g.failure(credential, now)
+}
+
+// holdsAnything reports whether something is lost by forgetting the gate.
+func (g *gate) holdsAnything(now time.Time) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	maps.DeleteFunc(g.rejections, func(_ string, r remembered) bool { return r.rest(now) <= 0 })
+	return len(g.rejections) > 0 || g.pause.rest(now) > 0
 }
 
 func (g *gate) reset() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.failure = remembered{}
+	clear(g.rejections)
+	g.pause = remembered{}
 	g.resets++
 }

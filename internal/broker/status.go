@@ -64,7 +64,7 @@ func (b *Broker) Status(ctx context.Context, name string) (*Status, error) {
 	start := time.Now()
 	r, err := b.store.Look(ctx, p.own.family)
 	if err != nil {
-		return nil, storeUnavailable(p.Profile, "looking up", err)
+		r = p.own.record(start)
 	}
 	if r.Token != nil && r.Token.Remaining > 0 {
 		t := newToken(*r.Token, start, p.maxTokenAge())
@@ -80,6 +80,24 @@ func (b *Broker) Status(ctx context.Context, name string) (*Status, error) {
 	}
 	s.describe(start)
 	return s, nil
+}
+
+// record is what memory knows, in the store's terms.
+func (e *entry) record(now time.Time) Record {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var r Record
+	if t := e.token.Load(); t != nil {
+		r.Token = &StoredToken{
+			Access: t.Access, Type: t.Type, Scopes: t.Scopes,
+			Generation: t.generation, Lifetime: t.lifetime, Remaining: t.remaining(now),
+		}
+	}
+	if f := e.failure; f.Kind != NoFailure {
+		f.Rest, f.Age = f.rest(now), now.Sub(f.since)
+		r.Failure = &f.Failure
+	}
+	return r
 }
 
 func lastError(p *Profile, f Failure, start time.Time) *LastError {

@@ -56,9 +56,8 @@ func newToken(s StoredToken, start time.Time, maxAge time.Duration) *Token {
 	}
 }
 
-// remaining life by both clocks. The monotonic one stands still while a machine
-// sleeps, the wall clock can be set; whichever says less is believed.
-func (t *Token) remaining(now time.Time) time.Duration { return until(now, t.ExpireTime) }
+// remaining life.
+func (t *Token) remaining(now time.Time) time.Duration { return Until(now, t.ExpireTime) }
 
 func (t *Token) meets(d Demand, now time.Time) bool {
 	return d.Meets(t.ID, t.generation, t.lifetime, t.remaining(now))
@@ -71,7 +70,10 @@ func (t *Token) serves(d Demand, now time.Time) bool {
 	return left > 0 && left >= d.Lifetime && t.generation > d.NewerThan && (d.Not == "" || t.ID != d.Not)
 }
 
-func until(now, then time.Time) time.Duration {
+// Until is the time from now to then by both clocks. The monotonic one stands
+// still while a machine sleeps, the wall clock can be set; whichever says less
+// is believed.
+func Until(now, then time.Time) time.Duration {
 	return min(then.Sub(now), then.Round(0).Sub(now.Round(0)))
 }
 

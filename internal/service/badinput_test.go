@@ -11,12 +11,15 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/tokenbroker/tokenbroker/internal/service"
 
 	pb "github.com/tokenbroker/tokenbroker/gen/tokenbroker/v1"
 )
@@ -195,4 +198,40 @@ func FuzzRequestPath(f *testing.F) {
 			t.Error("the message is not valid UTF-8")
 		}
 	})
+}
+
+func TestAnswersToBadRequestsAreSmall(t *testing.T) {
+	r := newRig(t, rigOptions{})
+	// What clients of other stacks accept in headers.
+	conn, err := grpc.NewClient("passthrough:///"+r.address, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithMaxHeaderListSize(8<<10))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for _, n := range []int{11, 100, 101, 60_000} {
+		scopes := make([]string, n)
+		for i := range scopes {
+			scopes[i] = " " + string(rune('a'+i%26))
+		}
+		_, err := pb.NewTokenBrokerClient(conn).IssueToken(t.Context(), &pb.IssueTokenRequest{Profile: "invoices", Scopes: scopes})
+		if d := detailsOf(err); d.code != codes.InvalidArgument || d.info.Reason != "INVALID_REQUEST" || len(d.text) > 2000 || len(d.fields) == 0 || len(d.fields) > 11 {
+			t.Errorf("%d bad scopes: %v, %d characters, %d fields: %.200s", n, d.code, len(d.text), len(d.fields), d.text)
+		}
+	}
+}
+
+func TestMarkOfTheCodecTellsNothing(t *testing.T) {
+	r := newRig(t, rigOptions{policy: []service.Rule{{Callers: []string{"anonymous"}, Profiles: []string{"other"}, Allow: []string{"issue"}}}})
+	conn := r.dial(nil)
+	for mark := range uint64(4) {
+		var got []codes.Code
+		for _, profile := range []string{"invoices", "nothing"} {
+			b := protowire.AppendString(protowire.AppendTag(nil, 1, protowire.BytesType), profile)
+			b = protowire.AppendVarint(protowire.AppendTag(b, protowire.MaxValidNumber, protowire.VarintType), mark)
+			got = append(got, detailsOf(sendRaw(t.Context(), conn, pb.TokenBroker_IssueToken_FullMethodName, b)).code)
+		}
+		if got[0] != got[1] || got[0] == codes.OK {
+			t.Errorf("with mark %d a forbidden profile answers %v, one that does not exist %v", mark, got[0], got[1])
+		}
+	}
 }

@@ -2,7 +2,6 @@ package service
 
 import (
 	"bytes"
-	"strings"
 
 	"google.golang.org/grpc/encoding"
 	_ "google.golang.org/grpc/encoding/proto" // registers the codec that ours wraps
@@ -42,7 +41,7 @@ func mark(value uint64) []byte {
 // Unmarshal implements encoding.CodecV2.
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	m, ok := v.(proto.Message)
-	if !ok || !strings.HasPrefix(string(m.ProtoReflect().Descriptor().FullName()), "tokenbroker.v1.") {
+	if !ok || !isOurs(m) {
 		return c.CodecV2.Unmarshal(data, v)
 	}
 	if data.Len() > largestRequest {
@@ -52,6 +51,11 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 		m.ProtoReflect().SetUnknown(garbled)
 	}
 	return nil
+}
+
+// isOurs tells our messages from those of health and reflection.
+func isOurs(m proto.Message) bool {
+	return m.ProtoReflect().Descriptor().ParentFile().Package() == "tokenbroker.v1"
 }
 
 // undecoded says why a request was not decoded; empty if it was.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 
@@ -14,6 +15,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/tokenbroker/tokenbroker/internal/broker"
@@ -90,27 +92,36 @@ func harmless(id string) bool {
 	return true
 }
 
-// validate holds requests to the rules of the schema.
+// validate holds our requests to the rules of the schema. Callers without an
+// identity do not get that far.
 func (s *Service) validate(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	m, ok := request.(proto.Message)
 	if !ok {
 		return nil, internalError
 	}
-	if err := s.check(ctx, m); err != nil {
-		return nil, err
+	if isOurs(m) {
+		if _, known := callerFrom(ctx); !known {
+			return nil, errCallerUnknown
+		}
+		if err := s.check(ctx, m); err != nil {
+			return nil, err
+		}
 	}
 	return handler(ctx, request)
 }
 
 // check is quick for the request that is made most often.
 func (s *Service) check(ctx context.Context, m proto.Message) error {
+	if why := undecoded(m); why != "" {
+		return invalidField(ctx, "", why)
+	}
 	if r, ok := m.(*pb.IssueTokenRequest); ok && len(r.GetScopes()) == 0 && r.MinLifetime == nil && r.Job == nil {
 		if s.broker.Has(r.GetProfile()) { // its name met the same rule
 			return nil
 		}
 	}
-	if why := undecoded(m); why != "" {
-		return invalidField(ctx, "", why)
+	if field := endless(m); field != "" {
+		return invalidField(ctx, field, fmt.Sprintf("must have no more than %d items", mostItems))
 	}
 	if d, ok := m.(interface{ GetMinLifetime() *durationpb.Duration }); ok && d.GetMinLifetime() != nil {
 		if err := d.GetMinLifetime().CheckValid(); err != nil {
@@ -129,10 +140,33 @@ func (s *Service) check(ctx context.Context, m proto.Message) error {
 	return internalError
 }
 
-// fromViolations lists every field that is wrong.
+// mostItems is more than any list of the schema may have. Beyond it the rules
+// are not even tried: they look at every item.
+const mostItems = 1000
+
+// endless is a list of the request that is longer than that.
+func endless(m proto.Message) (field string) {
+	m.ProtoReflect().Range(func(d protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		if d.IsList() && v.List().Len() > mostItems {
+			field = string(d.Name())
+		}
+		return field == ""
+	})
+	return field
+}
+
+// mostViolations bounds what an answer lists: it travels in headers, which many
+// clients limit to 8 KiB.
+const mostViolations = 10
+
+// fromViolations lists the fields that are wrong.
 func fromViolations(ctx context.Context, invalid *protovalidate.ValidationError) error {
 	var fields []*errdetails.BadRequest_FieldViolation
-	for _, v := range invalid.Violations {
+	for i, v := range invalid.Violations {
+		if i == mostViolations {
+			fields = append(fields, &errdetails.BadRequest_FieldViolation{Description: fmt.Sprintf("and %d more", len(invalid.Violations)-i)})
+			break
+		}
 		fields = append(fields, &errdetails.BadRequest_FieldViolation{
 			Field: protovalidate.FieldPathString(v.Proto.GetField()), Description: v.Proto.GetMessage(), Reason: v.Proto.GetRuleId(),
 		})

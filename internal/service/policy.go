@@ -51,7 +51,13 @@ func (o operations) list() []pb.Operation {
 func NewPolicy(rules []Rule) (*Policy, error) {
 	p := &Policy{}
 	for i, r := range rules {
-		compiled := rule{callers: r.Callers, profiles: r.Profiles}
+		compiled := rule{profiles: r.Profiles}
+		for _, pattern := range r.Callers {
+			if strings.HasPrefix(pattern, "dns:") { // DNS names have no case
+				pattern = strings.ToLower(pattern)
+			}
+			compiled.callers = append(compiled.callers, pattern)
+		}
 		for _, name := range r.Allow {
 			op, ok := pb.Operation_value["OPERATION_"+strings.ToUpper(name)]
 			if !ok || op == 0 {

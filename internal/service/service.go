@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -37,8 +38,9 @@ import (
 const (
 	// maxHeaders bounds a request's metadata.
 	maxHeaders = 32 << 10
-	// maxStreams bounds the calls under way per connection.
-	maxStreams = 1000
+	// maxStreams bounds the calls under way per connection; more wait at the
+	// client.
+	maxStreams = 250
 	// connectionAge spreads callers over replicas behind balancers that
 	// choose once per connection, and bounds how long a certificate that
 	// has ended is believed.
@@ -71,6 +73,10 @@ type Service struct {
 	validator protovalidate.Validator
 	health    *health.Server
 	policy    atomic.Pointer[Policy]
+
+	// leaving is closed when streams must end.
+	leaving  chan struct{}
+	leaveOne sync.Once
 }
 
 // New returns a server that allows nothing to authenticated callers until
@@ -80,7 +86,7 @@ func New(o Options) (*Service, error) {
 	if err != nil {
 		return nil, fmt.Errorf("compiling the rules of requests: %w", err)
 	}
-	s := &Service{broker: o.Broker, log: o.Logger, validator: validator, health: health.NewServer()}
+	s := &Service{broker: o.Broker, log: o.Logger, validator: validator, health: health.NewServer(), leaving: make(chan struct{})}
 	s.policy.Store(&Policy{})
 
 	chain := []grpc.UnaryServerInterceptor{
@@ -88,6 +94,7 @@ func New(o Options) (*Service, error) {
 	}
 	streams := []grpc.StreamServerInterceptor{
 		recovery.StreamServerInterceptor(recovery.WithRecoveryHandlerContext(s.recovered)),
+		s.endWithServer,
 	}
 	if o.Registerer != nil {
 		metrics := grpcprom.NewServerMetrics()
@@ -127,9 +134,36 @@ func (s *Service) SetPolicy(p *Policy) { s.policy.Store(p) }
 // Drain tells health checks that this replica is leaving.
 func (s *Service) Drain() { s.health.Shutdown() }
 
-// Shutdown lets calls under way finish until ctx ends, and then cuts them off.
+// endWithServer ends a stream when the server stops: a health watcher alone
+// would hold it up for good.
+func (s *Service) endWithServer(server any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	ctx, cancel := context.WithCancel(stream.Context())
+	defer cancel()
+	ended := make(chan struct{})
+	defer close(ended)
+	go func() {
+		select {
+		case <-s.leaving:
+			cancel()
+		case <-ended:
+		}
+	}()
+	return handler(server, streamUntil{stream, ctx})
+}
+
+// streamUntil is a stream with another context.
+type streamUntil struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (s streamUntil) Context() context.Context { return s.ctx }
+
+// Shutdown ends streams, lets other calls under way finish until ctx ends, and
+// then cuts them off.
 func (s *Service) Shutdown(ctx context.Context) {
 	s.Drain()
+	s.leaveOne.Do(func() { close(s.leaving) })
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

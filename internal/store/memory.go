@@ -30,7 +30,7 @@ type Memory struct {
 	nextSub     int
 }
 
-// record is one family. Its instants carry the monotonic clock.
+// record is one family.
 type record struct {
 	// lastFence is the highest generation ever reserved. It is never below
 	// the token's generation.
@@ -86,7 +86,7 @@ func (m *Memory) Acquire(_ context.Context, c broker.Claim) (broker.Acquisition,
 	r, now := m.record(c.Family), time.Now()
 
 	t := r.token
-	if t != nil && c.Demand.Meets(t.id, t.Generation, t.Lifetime, t.ends.Sub(now)) {
+	if t != nil && c.Demand.Meets(t.id, t.Generation, t.Lifetime, t.remaining(now)) {
 		if r.lease.owner == c.Owner {
 			r.lease = lease{}
 		}
@@ -103,7 +103,7 @@ func (m *Memory) Acquire(_ context.Context, c broker.Claim) (broker.Acquisition,
 			return broker.Acquisition{Verdict: broker.TooSoon, Wait: wait, Token: t.seen(now)}, nil
 		}
 	}
-	if t != nil && t.ends.After(now) && c.Demand.TooLong(t.Lifetime) {
+	if t != nil && t.remaining(now) > 0 && c.Demand.TooLong(t.Lifetime) {
 		return broker.Acquisition{Verdict: broker.Short, Token: t.seen(now)}, nil
 	}
 	if f := r.failure.seen(now); f != nil && f.Binds(c.Credential) {
@@ -147,6 +147,9 @@ func (m *Memory) save(l broker.Lease, s broker.StoredToken) (saved broker.Stored
 		if r.lease.is(l) {
 			r.failure, r.lease = nil, lease{}
 			t.obtained = now
+			if t.remaining(now) <= 0 { // the server's own newer word
+				t.ends = now.Add(s.Remaining)
+			}
 			t.refused, t.early = t.nextRefused(), false
 		}
 		return *t.seen(now), true, false
@@ -282,7 +285,7 @@ func (m *Memory) sweep(now time.Time) {
 
 func (r *record) empty(now time.Time) bool {
 	f := r.failure.seen(now)
-	return !r.lease.live(now) && (r.token == nil || !r.token.ends.After(now)) && (f == nil || f.Rest <= 0)
+	return !r.lease.live(now) && (r.token == nil || r.token.remaining(now) <= 0) && (f == nil || f.Rest <= 0)
 }
 
 // next is a generation above everything known, even if the clock went back.
@@ -306,9 +309,11 @@ func (t *token) seen(now time.Time) *broker.StoredToken {
 		return nil
 	}
 	s := t.StoredToken
-	s.Remaining = t.ends.Sub(now)
+	s.Remaining = t.remaining(now)
 	return &s
 }
+
+func (t *token) remaining(now time.Time) time.Duration { return broker.Until(now, t.ends) }
 
 // nextRefused is the count for the token that replaces this one.
 func (t *token) nextRefused() int {

@@ -34,3 +34,30 @@ func TestMemoryForgetsWhatHoldsNothing(t *testing.T) {
 		}
 	})
 }
+
+// In real time: in virtual time the two clocks never part.
+func TestMemoryOfAMachineThatSlept(t *testing.T) {
+	m := store.NewMemory()
+	claim := broker.Claim{Family: "f", Owner: "p", Length: time.Second}
+	a, err := m.Acquire(t.Context(), claim)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token := broker.StoredToken{Access: broker.NewSecret("t"), Lifetime: time.Hour, Remaining: time.Hour}
+	if _, ok, err := m.Save(t.Context(), broker.Lease{Family: "f", Owner: "p", Fence: a.Fence, Length: time.Second}, token); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	if a, err := m.Acquire(t.Context(), claim); err != nil || a.Verdict != broker.Usable {
+		t.Fatalf("before: verdict %d, %v", a.Verdict, err)
+	}
+	if !m.Suspend(3 * time.Hour) {
+		t.Fatal("the token's end has no monotonic reading: this test shows nothing")
+	}
+	if a, err := m.Acquire(t.Context(), claim); err != nil || a.Verdict != broker.Granted {
+		t.Errorf("after: verdict %d, %v; want the lease, because the token is over", a.Verdict, err)
+	}
+	r, err := m.Look(t.Context(), "f")
+	if err != nil || r.Token == nil || r.Token.Remaining > 0 {
+		t.Errorf("after: %+v, %v", r.Token, err)
+	}
+}
