@@ -39,11 +39,9 @@ func newDev() *cobra.Command {
 		Long: "Run a stand-in for ABBYY Vantage and a broker in one process, on loopback, in\nmemory, with every grant as a profile. Prints a table of the tokens that it issued\n" +
 			"over gRPC, and the commands to try next. Needs no setup and leaves nothing behind.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if d.once { // beside whatever else runs here
-				for _, address := range []*string{&d.address, &d.admin, &d.sandbox} {
-					if f := cmd.Flags().Lookup(flagOf(address, &d)); !f.Changed {
-						*address = "127.0.0.1:0"
-					}
+			for flag, address := range map[string]*string{"address": &d.address, "admin-address": &d.admin, "sandbox-address": &d.sandbox} {
+				if d.once && !cmd.Flags().Changed(flag) { // beside whatever else runs here
+					*address = "127.0.0.1:0"
 				}
 			}
 			return d.run(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr())
@@ -54,16 +52,6 @@ func newDev() *cobra.Command {
 	cmd.Flags().StringVar(&d.admin, "admin-address", defaultAdminAddress, "where health and metrics are")
 	cmd.Flags().StringVar(&d.sandbox, "sandbox-address", "127.0.0.1:7480", "where the stand-in listens")
 	return cmd
-}
-
-func flagOf(address *string, d *dev) string {
-	switch address {
-	case &d.address:
-		return "address"
-	case &d.admin:
-		return "admin-address"
-	}
-	return "sandbox-address"
 }
 
 func (d *dev) run(ctx context.Context, stdout, stderr io.Writer) error {
