@@ -214,6 +214,10 @@ It goes on until Ctrl-C. In another terminal, try:
   BROKER whoami ADDRESS                          how the broker sees you
   curl http://ADMIN/metrics                                      Prometheus metrics
   curl http://SANDBOX/sandbox/calls                               what the stand-in received
-  curl -d '[{"status": 503, "times": 3}]' http://SANDBOX/sandbox/faults   rehearse an outage
+
+Rehearse an outage: three bad answers, and a token that is not in memory yet:
+
+  curl -d '[{"status": 503, "times": 3}]' http://SANDBOX/sandbox/faults
+  BROKER token invoices --scope openid ADDRESS
 `))
 }

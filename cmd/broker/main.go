@@ -67,6 +67,8 @@ func newRoot() *cobra.Command {
 		SilenceErrors: true,
 		Args:          explained(cobra.NoArgs),
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
+		// Flags of a command that does not exist must not hide that it does not.
+		FParseErrWhitelist: cobra.FParseErrWhitelist{UnknownFlags: true},
 	}
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see '%s --help'", err, c.CommandPath())}

@@ -25,7 +25,7 @@ func newServe() *cobra.Command {
 		Use:   "serve --config FILE",
 		Short: "Run the server",
 		Long: "Run the server. It starts whether or not any authorization server can be reached;\nonly a bad config stops it. SIGHUP, and any change of the config or of a file that\n" +
-			"it names, loads the config again, all or nothing: if the new one is bad, its\nmistakes are logged and the old one stays. SIGTERM lets calls under way finish.",
+			"it names, loads the config again, all or nothing: if the new one is bad, its\nmistakes are logged and the old one stays. On SIGTERM calls that wait for a token\nare sent to another replica, others finish.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return serve(cmd.Context(), path, cmd.ErrOrStderr())
 		},
@@ -46,6 +46,11 @@ func configFlag(cmd *cobra.Command, path *string) {
 
 // serve runs until ctx ends.
 func serve(ctx context.Context, path string, stderr io.Writer) error {
+	// From the first moment to the last: a SIGHUP that nobody waits for ends a process.
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
+
 	loader := config.NewLoader(path, config.Options{UserAgent: "token-broker/" + buildVersion()})
 	c, err := loader.Load()
 	if err != nil {
@@ -81,7 +86,6 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 	if err := apply(c); err != nil {
 		return usageError{err}
 	}
-	s.metrics.Loaded()
 
 	calls, err := listen(c.Server.Network, c.Server.Address)
 	if err != nil {
@@ -93,7 +97,7 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 		return err
 	}
 	log.Info("serving", "version", buildVersion(), "address", calls.Addr().String(), "admin_address", admin.Addr().String(), "profiles", len(c.Profiles))
-	r := reloader{loader: loader, server: s, current: c, apply: apply}
+	r := reloader{loader: loader, server: s, current: c, apply: apply, hangups: hangups}
 	ctx, stop := context.WithCancel(ctx)
 	watched := make(chan struct{})
 	go func() {
@@ -112,13 +116,11 @@ type reloader struct {
 	server  *server
 	current *config.Config
 	apply   func(*config.Config) error
+	hangups <-chan os.Signal
 }
 
 func (r *reloader) run(ctx context.Context) {
 	again := make(chan struct{}, 1)
-	hangups := make(chan os.Signal, 1)
-	signal.Notify(hangups, syscall.SIGHUP)
-	defer signal.Stop(hangups)
 	watching := make(chan struct{})
 	go func() {
 		defer close(watching)
@@ -134,7 +136,7 @@ func (r *reloader) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-hangups:
+		case <-r.hangups:
 		case <-again:
 		}
 		r.reload()

@@ -258,6 +258,12 @@ func TestHangupReloads(t *testing.T) {
 	if got := command(t, "token", "invoices", "--address", p.address); got.status != 0 {
 		t.Errorf("%+v", got)
 	}
+	p.signal(syscall.SIGTERM)
+	_ = p.cmd.Process.Signal(syscall.SIGHUP) // unless it has ended already, it must not end it
+	<-p.exited
+	if code := p.cmd.ProcessState.ExitCode(); code != 0 {
+		t.Errorf("exit status %d (%v)", code, p.cmd.ProcessState)
+	}
 }
 
 func read(t *testing.T, path string) string {
@@ -404,6 +410,8 @@ func TestUsage(t *testing.T) {
 		{[]string{"serve", "--config", "/no/such/file"}, 2, "no such file"},
 		{[]string{"check", "--config", "/no/such/file", "--output", "xml"}, 2, "use text or json"},
 		{[]string{"nonsense"}, 2, "unknown command"},
+		{[]string{"watch", "invoices", "--address", "x"}, 2, "unknown command"},
+		{[]string{"token", "a", "--job", "a\xff"}, 2, "not valid UTF-8"},
 		{[]string{"sandbox", "--address", "0.0.0.0:0"}, 1, "loopback"},
 	} {
 		got := command(t, c.args...)

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -23,7 +24,8 @@ import (
 )
 
 // drainTimeout is how long calls under way may take after a stop was asked for.
-const drainTimeout = 30 * time.Second
+// With what comes after them it stays below the 30 s that Kubernetes grants.
+const drainTimeout = 25 * time.Second
 
 // server is one replica: the broker, its gRPC door and its admin door.
 type server struct {
@@ -76,6 +78,7 @@ func (s *server) configure(profiles []*broker.Profile, policy *service.Policy) {
 	// the stricter order is policy first.
 	s.service.SetPolicy(policy)
 	s.broker.Configure(profiles)
+	s.metrics.Loaded()
 }
 
 // missing names what stands against answering calls.
@@ -143,12 +146,15 @@ func listen(network, address string) (net.Listener, error) {
 }
 
 func clearSocket(path string) error {
-	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
-		conn.Close()
-		return fmt.Errorf("listening on %s: another process serves this socket", path)
-	}
 	if info, err := os.Lstat(path); err != nil || info.Mode().Type() != os.ModeSocket {
 		return nil // nothing there, or nothing of ours: Listen will tell
+	}
+	conn, err := net.DialTimeout("unix", path, time.Second)
+	if err == nil {
+		conn.Close()
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) { // whoever does not refuse is alive, even if too busy to answer
+		return fmt.Errorf("listening on %s: another process serves this socket", path)
 	}
 	if err := os.Remove(path); err != nil {
 		return fmt.Errorf("replacing the abandoned socket %s: %w", path, err)

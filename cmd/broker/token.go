@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
@@ -39,6 +40,11 @@ func (d *demand) flags(cmd *cobra.Command) {
 func (d *demand) check() error {
 	if _, ok := printers[d.output]; !ok {
 		return usageError{fmt.Errorf("--output %q: use token, json or header", d.output)}
+	}
+	for _, s := range append([]string{d.job}, d.scopes...) {
+		if !utf8.ValidString(s) {
+			return usageError{fmt.Errorf("--job and --scope take text: %q is not valid UTF-8", s)}
+		}
 	}
 	return nil
 }

@@ -21,6 +21,7 @@ package broker
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -83,6 +84,10 @@ type profile struct {
 	own  *entry
 	gate *gate
 
+	// replaced by a later configuration: it must not become an entry's
+	// profile again. Only Configure writes it.
+	replaced atomic.Bool
+
 	// subsets of the scopes that callers asked for, by scopeKey.
 	subsets sync.Map // string -> *entry
 	// served counts answers by Source.
@@ -123,6 +128,9 @@ func (b *Broker) Configure(configured []*Profile) {
 	defer b.mu.Unlock()
 
 	before := *b.profiles.Load()
+	for _, p := range before {
+		p.replaced.Store(true)
+	}
 	next := make(map[string]*profile, len(configured))
 	entries := make(map[string]*entry, len(configured))
 	gates := make(map[string]*gate, len(configured))
@@ -184,34 +192,32 @@ func (b *Broker) Configure(configured []*Profile) {
 // that meets the demand, waiting for one until ctx ends. The error is an *Error
 // or ctx's.
 func (b *Broker) Issue(ctx context.Context, name string, scopes []string, d Demand) (*Token, Source, error) {
-	p, err := b.profile(name)
-	if err != nil {
-		return nil, 0, err
-	}
-	e := p.own
-	if len(scopes) > 0 {
-		if e, err = b.subset(p, scopes); err != nil {
+	for {
+		p, err := b.profile(name)
+		if err != nil {
 			return nil, 0, err
 		}
-	}
-	now := time.Now()
-	t, source := e.token.Load(), FromMemory
-	if t != nil && t.meets(d, now) {
+		e := p.own
+		if len(scopes) > 0 {
+			if e, err = b.subset(p, scopes); err != nil {
+				return nil, 0, err
+			}
+		}
+		now := time.Now()
 		e.touch(now)
-		if e.dormant.Load() {
-			e.rouse()
-		}
-	} else {
-		e.touch(now)
-		if t, source, err = e.obtain(ctx, p, d); err != nil {
+		t, source := e.token.Load(), FromMemory
+		if t != nil && t.meets(d, now) {
+			if e.dormant.Load() {
+				e.rouse()
+			}
+		} else if t, source, err = e.obtain(ctx, p, d); p.replaced.Load() && ctx.Err() == nil && !errors.Is(err, errClosing) {
+			continue // under a new configuration the answer may be another
+		} else if err != nil {
 			return nil, 0, err
 		}
-		if _, err := b.profile(name); err != nil { // it went away while the caller waited
-			return nil, 0, err
-		}
+		p.served[source].Add(1)
+		return t, source, nil
 	}
-	p.served[source].Add(1)
-	return t, source, nil
 }
 
 func (b *Broker) profile(name string) (*profile, error) {

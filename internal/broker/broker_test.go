@@ -586,3 +586,126 @@ func TestStoreOutOfReach(t *testing.T) {
 		}
 	})
 }
+
+// oddStore does what the memory store does, but for what a test has it do.
+type oddStore struct {
+	broker.Store
+	overtaken bool // every save comes too late
+	forgetful bool // no lease can be renewed
+}
+
+func (s oddStore) Save(ctx context.Context, l broker.Lease, t broker.StoredToken) (broker.StoredToken, bool, error) {
+	if s.overtaken {
+		return broker.StoredToken{}, false, nil
+	}
+	return s.Store.Save(ctx, l, t)
+}
+
+func (s oddStore) Renew(ctx context.Context, l broker.Lease) (bool, error) {
+	if s.forgetful {
+		return false, errors.New("no permission")
+	}
+	return s.Store.Renew(ctx, l)
+}
+
+func TestTokenOfAnOvertakenLeaseServesThoseWhoWaitedForIt(t *testing.T) {
+	in(t, func(t *testing.T) {
+		e := &endpoint{}
+		f := start(t, 1, profile(e))
+		b := broker.New(oddStore{Store: f.store, overtaken: true}, broker.Options{})
+		defer b.Close()
+		b.Configure([]*broker.Profile{profile(e)})
+		for n := 1; n <= 2; n++ { // and nobody else: it is not kept
+			if token, source, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil || source != broker.FromEndpoint {
+				t.Errorf("%v, %v, %v", token, source, err)
+			}
+		}
+	})
+}
+
+func TestStoreThatDoesNotKeepLeasesDoesNotDrainTheEndpoint(t *testing.T) {
+	in(t, func(t *testing.T) {
+		e := &endpoint{takes: 3 * time.Second} // longer than a lease without renewals
+		f := start(t, 1, profile(e))
+		b := broker.New(oddStore{Store: f.store, forgetful: true}, broker.Options{})
+		defer b.Close()
+		b.Configure([]*broker.Profile{profile(e)})
+		for began := time.Now(); time.Since(began) < 10*time.Minute; time.Sleep(time.Second) {
+			if _, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{}); err == nil {
+				t.Fatal("got a token")
+			}
+		}
+		if n := e.count(); n > 40 {
+			t.Errorf("%d token requests in ten minutes", n)
+		}
+	})
+}
+
+func TestWaitingAcrossAReload(t *testing.T) {
+	newToken := func(int) (*broker.Grant, error) {
+		return &broker.Grant{AccessToken: broker.NewSecret("new-token"), TokenType: "Bearer", Lifetime: time.Hour}, nil
+	}
+	t.Run("to another identity", func(t *testing.T) {
+		in(t, func(t *testing.T) {
+			old, fresh := &endpoint{takes: 2 * time.Second}, &endpoint{answer: newToken}
+			f := start(t, 1, profile(old))
+			time.AfterFunc(time.Second, func() {
+				f.replicas[0].Configure([]*broker.Profile{profile(fresh, func(p *broker.Profile) { p.Identity = "another tenant" })})
+			})
+			if token, _ := f.ask(t, broker.Demand{}); token.Access.Reveal() != "new-token" {
+				t.Error("handed yesterday's token")
+			}
+		})
+	})
+	t.Run("to other scopes", func(t *testing.T) {
+		in(t, func(t *testing.T) {
+			old, fresh := &endpoint{takes: 2 * time.Second}, &endpoint{answer: newToken}
+			f := start(t, 1, profile(old))
+			time.AfterFunc(time.Second, func() {
+				f.replicas[0].Configure([]*broker.Profile{profile(fresh, func(p *broker.Profile) { p.Scopes = []string{"a"} })})
+			})
+			if token, _ := f.ask(t, broker.Demand{}); token.Access.Reveal() != "new-token" {
+				t.Error("handed a token of yesterday's scopes")
+			}
+		})
+	})
+	t.Run("to a new secret", func(t *testing.T) {
+		in(t, func(t *testing.T) {
+			old, fresh := &endpoint{takes: 2 * time.Second}, &endpoint{}
+			fresh.answer = func(n int) (*broker.Grant, error) {
+				return &broker.Grant{AccessToken: broker.NewSecret(fmt.Sprint("new-", n)), TokenType: "Bearer", Lifetime: time.Hour}, nil
+			}
+			f := start(t, 1, profile(old))
+			b := f.replicas[0]
+			var wg sync.WaitGroup
+			for _, d := range []broker.Demand{{}, {Not: broker.NewSecret("token-1").ID()}} { // the second is not served by the first's flight
+				wg.Go(func() { b.Issue(t.Context(), "invoices", nil, d) })
+				time.Sleep(time.Second / 2)
+			}
+			b.Configure([]*broker.Profile{profile(fresh, func(p *broker.Profile) { p.Credential = "secret-2" })})
+			wg.Wait()
+			presented := old.count()
+			for range 600 {
+				time.Sleep(time.Minute)
+				f.ask(t, broker.Demand{})
+			}
+			wantCalls(t, old, presented)
+			if fresh.count() < 10 {
+				t.Errorf("the new secret was presented %d times in ten hours", fresh.count())
+			}
+		})
+	})
+	t.Run("to a new secret that is refused", func(t *testing.T) {
+		in(t, func(t *testing.T) {
+			old := &endpoint{takes: 2 * time.Second, answer: fails(broker.ClientRejected, "invalid_client", 0)}
+			fresh := &endpoint{answer: fails(broker.ClientRejected, "invalid_client", 0)}
+			f := start(t, 1, profile(old))
+			time.AfterFunc(time.Second, func() {
+				f.replicas[0].Configure([]*broker.Profile{profile(fresh, func(p *broker.Profile) { p.Credential = "secret-2" })})
+			})
+			f.refused(t, broker.Demand{}, broker.ReasonCredentialsRejected)
+			wantCalls(t, old, 1)
+			wantCalls(t, fresh, 1)
+		})
+	})
+}

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -88,7 +89,7 @@ func (e *entry) adoptProfile(p *profile) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.profile = p
-	if e.timer != nil { // a new credential may end what held the renewal back
+	if e.flight == nil { // a new credential may end what held the renewal back
 		e.schedule(time.Now(), 0)
 	}
 }
@@ -127,6 +128,9 @@ func (e *entry) forgive() {
 // flight that asks for just this has the last word.
 func (e *entry) obtain(ctx context.Context, p *profile, d Demand) (*Token, Source, error) {
 	for {
+		if p.replaced.Load() {
+			return nil, 0, errReplaced
+		}
 		t, f, err := e.join(p, d)
 		if t != nil {
 			return t, FromMemory, nil
@@ -158,6 +162,9 @@ func (e *entry) obtain(ctx context.Context, p *profile, d Demand) (*Token, Sourc
 		}
 	}
 }
+
+// errReplaced never reaches a caller: Issue begins anew.
+var errReplaced = errors.New("the configuration changed meanwhile")
 
 // leastPatience is how long a caller waits for a better token than the living
 // one in memory, which is in its last moments.
@@ -206,7 +213,9 @@ func (e *entry) join(p *profile, d Demand) (*Token, *flight, *Error) {
 	if r := e.standing(p, now); r.Kind != NoFailure {
 		return nil, nil, failureError(p.Profile, r.Failure, r.rest(now))
 	}
-	e.profile = p
+	if !p.replaced.Load() {
+		e.profile = p
+	}
 	return nil, e.launch(d), nil
 }
 
@@ -320,7 +329,7 @@ func (e *entry) schedule(now time.Time, pause time.Duration) {
 	if e.retired.Load() || t == nil || t.remaining(now) <= 0 {
 		return
 	}
-	wait := max(Until(now, t.renewTime), pause)
+	wait := max(Until(now, t.renewTime), Until(now, e.quiet), pause)
 	if r := e.standing(e.profile, now); r.Kind != NoFailure {
 		rest := r.rest(now)
 		if rest == Forever {

@@ -51,7 +51,7 @@ func (f *flight) fly(e *entry, floor Generation) {
 		Credential: f.profile.Credential,
 		Demand:     f.demand,
 	}
-	for {
+	for lost := 0; ; {
 		start := time.Now()
 		a, err := e.b.store.Acquire(ctx, claim)
 		if ctx.Err() != nil && (err != nil || a.Verdict == Busy) {
@@ -71,7 +71,13 @@ func (f *flight) fly(e *entry, floor Generation) {
 			if err := f.mint(ctx, e, lease, start); err == nil {
 				return
 			}
-			// The lease was lost: whoever has it now may have an answer.
+			// The lease was lost: whoever has it now may have an answer. But a
+			// store that grants leases and cannot keep them must not have us
+			// ask the endpoint again and again.
+			if lost++; lost == 2 && ctx.Err() == nil {
+				f.err = f.leaseNotKept(e)
+				return
+			}
 		case Refused:
 			e.keep(a.Token, start)
 			e.remember(f, *a.Failure)
@@ -104,6 +110,22 @@ func (f *flight) wait(ctx context.Context, d time.Duration) {
 	case <-timer.C:
 	case <-ctx.Done():
 	}
+}
+
+// leaseNotKept backs off, here only: the others may fare better.
+func (f *flight) leaseNotKept(e *entry) *Error {
+	e.mu.Lock()
+	attempts := e.failure.Attempts + 1
+	e.mu.Unlock()
+	failure := Failure{
+		Kind: Transient, Attempts: attempts, Rest: Backoff(attempts, 0, between(0.8, 1.2)),
+		Text: "the store granted the lease and did not keep it while the token endpoint was asked",
+	}
+	e.remember(f, failure)
+	e.b.log.Warn("token request given up twice: the store does not keep the lease", "profile", f.profile.Name, "next_attempt", restText(failure.Rest))
+	err := storeUnavailable(f.profile.Profile, "requesting a token for", errLeaseLost)
+	err.RetryAfter = failure.Rest
+	return err
 }
 
 func (f *flight) outOfTime(e *entry) *Error {
@@ -157,8 +179,7 @@ func (f *flight) mint(ctx context.Context, e *entry, lease Lease, start time.Tim
 	if !errors.As(err, &issueErr) {
 		issueErr = &IssueError{Kind: Unavailable, Text: "the request could not be made", Err: err}
 	}
-	if context.Cause(held) == errLeaseLost || e.b.ctx.Err() != nil {
-		// We stopped it ourselves: that says nothing about the endpoint.
+	if held.Err() != nil { // we stopped it ourselves: that says nothing about the endpoint
 		pass.leave()
 		f.giveBack(ctx, e, lease)
 		e.b.log.Info("token request given up", "profile", f.profile.Name, "cause", context.Cause(held).Error())
@@ -215,6 +236,7 @@ func (f *flight) obtained(ctx context.Context, e *entry, lease Lease, g *Grant, 
 	default:
 		// A later lease was granted; its outcome counts. Those who wait for
 		// this one are served, the next caller looks again.
+		token.Generation = lease.Fence
 		f.token = newToken(token, start, f.profile.maxTokenAge())
 	}
 }

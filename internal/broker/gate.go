@@ -104,7 +104,9 @@ func (p *pass) fail(kind IssueErrorKind, f Failure) {
 		}
 		p.g.reject(p.credential, r)
 	case kind == Throttled, p.trial && f.Kind == Transient:
-		p.g.pause = r
+		if r.rest(r.since) > p.g.pause.rest(r.since) {
+			p.g.pause = r
+		}
 	}
 }
 

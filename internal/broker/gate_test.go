@@ -157,3 +157,63 @@ func TestRefusalOfAnOldCredentialIsRememberedBesideTheNewOnes(t *testing.T) {
 		wantCalls(t, bad, 1)
 	})
 }
+
+func TestShorterThrottleDoesNotReplaceALongerOne(t *testing.T) {
+	in(t, func(t *testing.T) {
+		e := &endpoint{}
+		f := start(t, 1, profile(e))
+		f.ask(t, broker.Demand{})
+		b := f.replicas[0]
+		refuse := func(s []string) {
+			if _, _, err := b.Issue(t.Context(), "invoices", s, broker.Demand{}); err == nil {
+				t.Error("got a token")
+			}
+		}
+		e.set(func(e *endpoint) { e.takes, e.answer = 2*time.Second, fails(broker.Throttled, "", 0) })
+		var wg sync.WaitGroup
+		wg.Go(func() { refuse([]string{"a"}) })
+		time.Sleep(time.Second)
+		e.set(func(e *endpoint) { e.takes, e.answer = 0, fails(broker.Throttled, "", 10*time.Minute) })
+		refuse([]string{"b"})
+		wg.Wait() // the first has heard 429 without a time
+		throttled := e.count()
+		time.Sleep(5 * time.Minute)
+		refuse([]string{"c"})
+		wantCalls(t, e, throttled)
+	})
+}
+
+func TestOurOwnDeadlineIsNotTheEndpointsFailure(t *testing.T) {
+	in(t, func(t *testing.T) {
+		e := &endpoint{takes: 20 * time.Second} // slow, and well
+		f := start(t, 1, profile(e, password))  // which is presented by one call at a time
+		b := f.replicas[0]
+		var wg sync.WaitGroup
+		for _, s := range subsets[:2] {
+			wg.Go(func() { b.Issue(t.Context(), "invoices", s, broker.Demand{}) })
+		}
+		wg.Wait()
+		for _, s := range subsets[:2] {
+			if _, _, err := b.Issue(t.Context(), "invoices", s, broker.Demand{}); err != nil {
+				t.Errorf("held back though the endpoint never failed: %v", err)
+			}
+		}
+	})
+}
+
+func TestReloadsDoNotAskAServerThatRepeatsItsToken(t *testing.T) {
+	in(t, func(t *testing.T) {
+		began, e := time.Now(), &endpoint{}
+		e.answer = func(int) (*broker.Grant, error) { return grant(1, time.Hour-time.Since(began)), nil }
+		f := start(t, 1, profile(e))
+		f.ask(t, broker.Demand{})
+		time.Sleep(52 * time.Minute)
+		asked := e.count()
+		for range 20 {
+			f.ask(t, broker.Demand{})
+			f.replicas[0].Configure([]*broker.Profile{profile(e)})
+			time.Sleep(time.Second)
+		}
+		wantCalls(t, e, asked)
+	})
+}

@@ -76,7 +76,9 @@ func (b *Broker) Status(ctx context.Context, name string) (*Status, error) {
 	if r.Failure != nil && r.Failure.Binds(p.Credential) {
 		s.LastError = lastError(p.Profile, *r.Failure, start)
 	} else if r := p.gate.standing(p.Credential, start); r.Kind != NoFailure {
-		s.LastError = lastError(p.Profile, r.Failure, r.since)
+		f := r.Failure
+		f.Rest, f.Age = r.rest(start), start.Sub(r.since)
+		s.LastError = lastError(p.Profile, f, start)
 	}
 	s.describe(start)
 	return s, nil

@@ -66,7 +66,6 @@ func (m *Metrics) Reloaded(ok bool) {
 	result := "failure"
 	if ok {
 		result = "success"
-		m.Loaded()
 	}
 	m.reloads.WithLabelValues(result).Inc()
 }
