@@ -214,6 +214,8 @@ func TestReloadsDoNotAskAServerThatRepeatsItsToken(t *testing.T) {
 			f.replicas[0].Configure([]*broker.Profile{profile(e)})
 			time.Sleep(time.Second)
 		}
-		wantCalls(t, e, asked)
+		if n := e.count() - asked; n > 1 { // one may be due in these twenty seconds
+			t.Errorf("%d token requests for twenty reloads", n)
+		}
 	})
 }
