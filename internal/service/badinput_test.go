@@ -235,3 +235,15 @@ func TestMarkOfTheCodecTellsNothing(t *testing.T) {
 		}
 	}
 }
+
+func TestRequestIDOfAnErrorIsTheOneInTheLog(t *testing.T) {
+	r := newRig(t, rigOptions{})
+	for name, q := range map[string]*pb.IssueTokenRequest{
+		"a bad field": {Profile: "a/b"}, "an unknown scope": {Profile: "invoices", Scopes: []string{"everything"}}, "an unknown profile": {Profile: "nothing"},
+	} {
+		_, err := r.tokens().IssueToken(t.Context(), q)
+		if id := detailsOf(err).info.Metadata["request_id"]; id == "" || !strings.Contains(r.log.String(), `"request_id":"`+id+`"`) {
+			t.Errorf("%s: the log does not have request %q", name, id)
+		}
+	}
+}

@@ -48,6 +48,8 @@ var internalError = status.Error(codes.Internal, "the broker itself failed; its 
 type failure struct {
 	cause   *broker.Error
 	profile string
+	// fields that are wrong, when the request is; cause.Field needs no entry.
+	fields []*errdetails.BadRequest_FieldViolation
 }
 
 func (f failure) Error() string { return f.cause.Text }
@@ -81,16 +83,14 @@ func statusOf(err error, requestID string) *status.Status {
 	if e.RetryAfter > 0 && e.RetryAfter != broker.Forever {
 		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(e.RetryAfter)})
 	}
+	fields := f.fields
 	if e.Field != "" {
-		details = append(details, &errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{
-			{Field: e.Field, Description: e.Text},
-		}})
+		fields = append(fields, &errdetails.BadRequest_FieldViolation{Field: e.Field, Description: e.Text})
 	}
-	return withDetails(codeOf(e.Reason), e.Text, details...)
-}
-
-func withDetails(code codes.Code, text string, details ...protoadapt.MessageV1) *status.Status {
-	s := status.New(code, text)
+	if len(fields) > 0 {
+		details = append(details, &errdetails.BadRequest{FieldViolations: fields})
+	}
+	s := status.New(codeOf(e.Reason), e.Text)
 	detailed, err := s.WithDetails(details...)
 	if err != nil { // the details are our own messages: this cannot happen
 		return s

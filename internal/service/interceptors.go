@@ -103,7 +103,7 @@ func (s *Service) validate(ctx context.Context, request any, info *grpc.UnarySer
 		if _, known := callerFrom(ctx); !known {
 			return nil, errCallerUnknown
 		}
-		if err := s.check(ctx, m); err != nil {
+		if err := s.check(m); err != nil {
 			return nil, err
 		}
 	}
@@ -111,9 +111,9 @@ func (s *Service) validate(ctx context.Context, request any, info *grpc.UnarySer
 }
 
 // check is quick for the request that is made most often.
-func (s *Service) check(ctx context.Context, m proto.Message) error {
+func (s *Service) check(m proto.Message) error {
 	if why := undecoded(m); why != "" {
-		return invalidField(ctx, "", why)
+		return invalidField("", why)
 	}
 	if r, ok := m.(*pb.IssueTokenRequest); ok && len(r.GetScopes()) == 0 && r.MinLifetime == nil && r.Job == nil {
 		if s.broker.Has(r.GetProfile()) { // its name met the same rule
@@ -121,11 +121,11 @@ func (s *Service) check(ctx context.Context, m proto.Message) error {
 		}
 	}
 	if field := endless(m); field != "" {
-		return invalidField(ctx, field, fmt.Sprintf("must have no more than %d items", mostItems))
+		return invalidField(field, fmt.Sprintf("must have no more than %d items", mostItems))
 	}
 	if d, ok := m.(interface{ GetMinLifetime() *durationpb.Duration }); ok && d.GetMinLifetime() != nil {
 		if err := d.GetMinLifetime().CheckValid(); err != nil {
-			return invalidField(ctx, "min_lifetime", "seconds and nanos must have the same sign, and nanos less than a second")
+			return invalidField("min_lifetime", "seconds and nanos must have the same sign, and nanos less than a second")
 		}
 	}
 	err := s.validator.Validate(m)
@@ -134,7 +134,7 @@ func (s *Service) check(ctx context.Context, m proto.Message) error {
 	case err == nil:
 		return nil
 	case errors.As(err, &invalid):
-		return fromViolations(ctx, invalid)
+		return fromViolations(invalid)
 	}
 	s.log.Error("a rule of the schema could not be evaluated", "request", string(m.ProtoReflect().Descriptor().Name()), "error", err)
 	return internalError
@@ -160,7 +160,7 @@ func endless(m proto.Message) (field string) {
 const mostViolations = 10
 
 // fromViolations lists the fields that are wrong.
-func fromViolations(ctx context.Context, invalid *protovalidate.ValidationError) error {
+func fromViolations(invalid *protovalidate.ValidationError) error {
 	var fields []*errdetails.BadRequest_FieldViolation
 	for i, v := range invalid.Violations {
 		if i == mostViolations {
@@ -171,20 +171,20 @@ func fromViolations(ctx context.Context, invalid *protovalidate.ValidationError)
 			Field: protovalidate.FieldPathString(v.Proto.GetField()), Description: v.Proto.GetMessage(), Reason: v.Proto.GetRuleId(),
 		})
 	}
-	return badRequest(ctx, fields...)
+	return badRequest(fields...)
 }
 
-func invalidField(ctx context.Context, field, description string) error {
-	return badRequest(ctx, &errdetails.BadRequest_FieldViolation{Field: field, Description: description})
+func invalidField(field, description string) error {
+	return badRequest(&errdetails.BadRequest_FieldViolation{Field: field, Description: description})
 }
 
-func badRequest(ctx context.Context, fields ...*errdetails.BadRequest_FieldViolation) error {
+func badRequest(fields ...*errdetails.BadRequest_FieldViolation) error {
 	texts := make([]string, len(fields))
 	for i, f := range fields {
 		texts[i] = strings.TrimPrefix(f.Field+": "+f.Description, ": ")
 	}
-	return withDetails(codes.InvalidArgument, "the request is not valid: "+strings.Join(texts, "; "),
-		&errdetails.ErrorInfo{Reason: string(broker.ReasonInvalidRequest), Domain: Domain, Metadata: map[string]string{"request_id": requestID(ctx)}},
-		&errdetails.BadRequest{FieldViolations: fields},
-	).Err()
+	return failure{
+		cause:  &broker.Error{Reason: broker.ReasonInvalidRequest, Text: "the request is not valid: " + strings.Join(texts, "; ")},
+		fields: fields,
+	}
 }

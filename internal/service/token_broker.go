@@ -33,16 +33,9 @@ func (s *Service) authorize(ctx context.Context, profile string, op pb.Operation
 }
 
 func (s *tokenBroker) IssueToken(ctx context.Context, r *pb.IssueTokenRequest) (*pb.IssueTokenResponse, error) {
-	c, err := s.authorize(ctx, r.GetProfile(), pb.Operation_OPERATION_ISSUE, "issue tokens of")
+	token, source, err := s.issue(ctx, r, "", pb.Operation_OPERATION_ISSUE, "issue tokens of")
 	if err != nil {
 		return nil, err
-	}
-	if err := shared(r.GetJob()); err != nil {
-		return nil, err
-	}
-	token, source, err := s.broker.Issue(ctx, r.GetProfile(), r.GetScopes(), broker.Demand{Lifetime: lifetime(r.GetMinLifetime())})
-	if err != nil {
-		return nil, fromBroker(err, c, r.GetProfile(), "issue tokens of")
 	}
 	// One allocation for the whole answer.
 	out := &struct {
@@ -54,19 +47,36 @@ func (s *tokenBroker) IssueToken(ctx context.Context, r *pb.IssueTokenRequest) (
 }
 
 func (s *tokenBroker) RefreshToken(ctx context.Context, r *pb.RefreshTokenRequest) (*pb.RefreshTokenResponse, error) {
-	c, err := s.authorize(ctx, r.GetProfile(), pb.Operation_OPERATION_REFRESH, "refresh tokens of")
+	token, source, err := s.issue(ctx, r, r.GetRejectedTokenId(), pb.Operation_OPERATION_REFRESH, "refresh tokens of")
 	if err != nil {
 		return nil, err
-	}
-	if err := shared(r.GetJob()); err != nil {
-		return nil, err
-	}
-	demand := broker.Demand{Lifetime: lifetime(r.GetMinLifetime()), Not: r.GetRejectedTokenId()}
-	token, source, err := s.broker.Issue(ctx, r.GetProfile(), r.GetScopes(), demand)
-	if err != nil {
-		return nil, fromBroker(err, c, r.GetProfile(), "refresh tokens of")
 	}
 	return &pb.RefreshTokenResponse{Token: new(tokenMessage).fill(token), Source: sourceOf(source)}, nil
+}
+
+// tokenRequest is what all requests for tokens have in common.
+type tokenRequest interface {
+	GetProfile() string
+	GetScopes() []string
+	GetMinLifetime() *durationpb.Duration
+	GetJob() *pb.Job
+}
+
+// issue gets the caller a token other than the rejected one, if it may do op.
+func (s *tokenBroker) issue(ctx context.Context, r tokenRequest, rejected string, op pb.Operation, verb string) (*broker.Token, broker.Source, error) {
+	c, err := s.authorize(ctx, r.GetProfile(), op, verb)
+	if err != nil {
+		return nil, 0, err
+	}
+	if err := shared(r.GetJob()); err != nil {
+		return nil, 0, err
+	}
+	demand := broker.Demand{Lifetime: r.GetMinLifetime().AsDuration(), Not: rejected}
+	token, source, err := s.broker.Issue(ctx, r.GetProfile(), r.GetScopes(), demand)
+	if err != nil {
+		return nil, 0, fromBroker(err, c, r.GetProfile(), verb)
+	}
+	return token, source, nil
 }
 
 func (s *tokenBroker) WhoAmI(ctx context.Context, _ *pb.WhoAmIRequest) (*pb.WhoAmIResponse, error) {
@@ -81,6 +91,7 @@ func (s *tokenBroker) WhoAmI(ctx context.Context, _ *pb.WhoAmIRequest) (*pb.WhoA
 			out.Permissions = append(out.Permissions, &pb.Permission{Profile: name, Operations: ops})
 		}
 	}
+	s.log.Info("caller asked who it is", "caller", c.name, "proof", c.proof.String(), "request_id", out.RequestId)
 	return out, nil
 }
 
@@ -92,8 +103,6 @@ func shared(j *pb.Job) error {
 	}
 	return nil
 }
-
-func lifetime(d *durationpb.Duration) time.Duration { return d.AsDuration() }
 
 // tokenMessage is a pb.Token with its timestamps beside it.
 type tokenMessage struct {
