@@ -60,49 +60,26 @@ func lastLine(node *yaml.Node) int {
 	return last
 }
 
-// validate notes which rules of the schema are broken. Profiles are validated
-// one by one: the rule about all their names compares each with each, which for
-// 10,000 takes minutes; checkNames does it at once.
+// validate notes which rules of the schema are broken.
 func (n *notes) validate(message *configv1.Config) {
-	profiles := message.ProtoReflect().Descriptor().Fields().ByName("profiles")
-	others := func(_ protoreflect.Message, d protoreflect.Descriptor) bool { return d != profiles }
-	n.check("", message, protovalidate.WithFilter(protovalidate.FilterFunc(others)))
-	n.checkNumber("profiles", len(message.GetProfiles()), rulesOf(profiles).GetRepeated())
-	for i, profile := range message.GetProfiles() {
-		n.check(item("profiles", i), profile)
-	}
-}
-
-func (n *notes) checkNumber(path string, number int, rules *validate.RepeatedRules) {
-	switch {
-	case n.broken[path]:
-	case number < int(rules.GetMinItems()):
-		n.problem(path, atLeast(rules.GetMinItems()))
-	case number > int(rules.GetMaxItems()):
-		n.problem(path, atMost(rules.GetMaxItems()))
-	}
-}
-
-// check notes which rules the message at path breaks.
-func (n *notes) check(path string, message proto.Message, options ...protovalidate.ValidationOption) {
 	v, err := validator()
 	if err == nil {
-		err = v.Validate(message, options...)
+		err = v.Validate(message)
 	}
 	var broken *protovalidate.ValidationError
 	switch {
 	case err == nil:
 	case errors.As(err, &broken):
 		for _, violation := range broken.Violations {
-			n.violation(path, message, violation)
+			n.violation(message, violation)
 		}
 	default: // The error could repeat a value.
-		n.problem(path, "cannot be checked: the schema has a rule that does not work, which is a mistake in this program")
+		n.problem("", "cannot be checked: the schema has a rule that does not work, which is a mistake in this program")
 	}
 }
 
-func (n *notes) violation(path string, in proto.Message, v *protovalidate.Violation) {
-	path, field := locate(path, in, v.Proto.GetField())
+func (n *notes) violation(in proto.Message, v *protovalidate.Violation) {
+	path, field := locate(in, v.Proto.GetField())
 	message := sentence(v, field)
 	if !n.follows(path, message) {
 		n.problem(n.nearer(path, v.Proto.GetRuleId()), message)
@@ -140,10 +117,9 @@ func (n *notes) nearer(path, rule string) string {
 	return path
 }
 
-// locate follows a path that begins in the message at path. The field is the
-// last on it, nil when there is none.
-func locate(path string, in proto.Message, way *validate.FieldPath) (string, protoreflect.FieldDescriptor) {
-	var field protoreflect.FieldDescriptor
+// locate follows a path from the top of the configuration. The field is the last
+// on it, nil when there is none.
+func locate(in proto.Message, way *validate.FieldPath) (path string, field protoreflect.FieldDescriptor) {
 	message := in.ProtoReflect().Descriptor()
 	for _, element := range way.GetElements() {
 		path = child(path, element.GetFieldName())
