@@ -19,6 +19,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -134,42 +135,22 @@ func (b *Broker) Configure(configured []*Profile) {
 	next := make(map[string]*profile, len(configured))
 	entries := make(map[string]*entry, len(configured))
 	gates := make(map[string]*gate, len(configured))
-	keep := func(e *entry) *entry {
-		entries[e.family] = e
-		return e
-	}
 	for _, c := range configured {
 		p := &profile{Profile: c}
-		if p.gate = gates[c.Identity]; p.gate == nil {
-			if p.gate = b.gates[c.Identity]; p.gate == nil {
-				p.gate = newGate()
-			}
-			gates[c.Identity] = p.gate
+		if p.gate = cmp.Or(gates[c.Identity], b.gates[c.Identity]); p.gate == nil {
+			p.gate = newGate()
 		}
-		scopes := canonical(c.Scopes)
-		family := c.family(scopes)
-		switch {
-		case entries[family] != nil:
-			p.own = entries[family]
-		case b.entries[family] != nil:
-			p.own = keep(b.entries[family])
-		default:
-			p.own = keep(newEntry(b, family, c.Scopes))
+		gates[c.Identity] = p.gate
+		family := c.family(canonical(c.Scopes))
+		if p.own = cmp.Or(entries[family], b.entries[family]); p.own == nil {
+			p.own = newEntry(b, family, c.Scopes)
 		}
-		p.own.adoptProfile(p)
 		if old := before[c.Name]; old != nil {
-			for i := range p.served {
-				p.served[i].Store(old.served[i].Load())
-			}
-			if old.Identity == c.Identity {
-				old.subsets.Range(func(key, value any) bool {
-					if e := value.(*entry); !e.retired.Load() && within(e.scopes, c.Scopes) {
-						keep(e).adoptProfile(p)
-						p.subsets.Store(key, e)
-					}
-					return true
-				})
-			}
+			p.inherit(old)
+		}
+		for _, e := range p.all() {
+			entries[e.family] = e
+			e.adoptProfile(p)
 		}
 		next[c.Name] = p
 	}
@@ -186,6 +167,23 @@ func (b *Broker) Configure(configured []*Profile) {
 	}
 	b.entries, b.gates = entries, gates
 	b.profiles.Store(&next)
+}
+
+// inherit takes over what old, the profile of the same name before, has counted
+// and the subsets of its scopes that it still leads to.
+func (p *profile) inherit(old *profile) {
+	for i := range p.served {
+		p.served[i].Store(old.served[i].Load())
+	}
+	if old.Identity != p.Identity {
+		return
+	}
+	old.subsets.Range(func(key, value any) bool {
+		if e := value.(*entry); !e.retired.Load() && len(without(e.scopes, p.Scopes)) == 0 {
+			p.subsets.Store(key, e)
+		}
+		return true
+	})
 }
 
 // Issue returns a token of the profile for the scopes (nil: the profile's own)
@@ -234,12 +232,10 @@ func (b *Broker) subset(p *profile, scopes []string) (*entry, error) {
 	if e, ok := p.subsets.Load(key); ok && !e.(*entry).retired.Load() {
 		return e.(*entry), nil
 	}
-	for _, s := range scopes {
-		if !slices.Contains(p.Scopes, s) {
-			return nil, &Error{
-				Reason: ReasonInvalidRequest, Field: "scopes",
-				Text: fmt.Sprintf("scope %q is not among those of profile %s; ask for some of those, or for none to get all", s, p.Name),
-			}
+	if unknown := without(scopes, p.Scopes); len(unknown) > 0 {
+		return nil, &Error{
+			Reason: ReasonInvalidRequest, Field: "scopes",
+			Text: fmt.Sprintf("scope %q is not among those of profile %s; ask for some of those, or for none to get all", unknown[0], p.Name),
 		}
 	}
 	b.mu.Lock()
@@ -366,15 +362,6 @@ func (b *Broker) Close() {
 	b.unsubscribe()
 	b.flights.Wait()
 	b.Configure(nil)
-}
-
-func within(some, all []string) bool {
-	for _, s := range some {
-		if !slices.Contains(all, s) {
-			return false
-		}
-	}
-	return true
 }
 
 func newOwner() string { return rand.Text() }

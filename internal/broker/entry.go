@@ -109,10 +109,15 @@ func (e *entry) retire() {
 func (e *entry) forgetFailure() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.forget(time.Now())
+}
+
+// forget is forgetFailure; e.mu is held.
+func (e *entry) forget(now time.Time) {
 	e.failure = remembered{}
 	e.resets++
 	if e.flight == nil {
-		e.schedule(time.Now(), 0)
+		e.schedule(now, 0)
 	}
 }
 
@@ -379,9 +384,8 @@ func (e *entry) hear(c Change) {
 	defer e.mu.Unlock()
 	now := time.Now()
 	if c.Reset {
-		e.failure = remembered{}
-		e.resets++
 		e.profile.gate.reset()
+		e.forget(now)
 	}
 	if e.flight != nil {
 		select {
@@ -389,9 +393,6 @@ func (e *entry) hear(c Change) {
 		default: // it has a change to look at already
 		}
 		return
-	}
-	if c.Reset {
-		e.schedule(now, 0)
 	}
 	missed := e.token.Load() != nil || e.standing(e.profile, now).Kind != NoFailure
 	if c.Generation > e.floor && missed && !e.retired.Load() {

@@ -151,7 +151,7 @@ func (f *flight) mint(ctx context.Context, e *entry, lease Lease, start time.Tim
 			err = nil
 		}
 	}()
-	held, release := e.hold(ctx, lease, start)
+	held, release := f.hold(ctx, e, lease, start)
 	defer release()
 
 	var failure remembered
@@ -274,11 +274,11 @@ func (f *flight) failed(ctx context.Context, e *entry, lease Lease, pass *pass, 
 	if pass != nil {
 		pass.fail(issueErr.Kind, decided)
 	}
-	f.err = failureError(f.profile.Profile, decided, decided.Rest)
 	if decided.Kind == NoFailure { // a reset overtook it: callers hear of it, nobody remembers
 		f.err = failureError(f.profile.Profile, failure, 0)
 	} else {
 		e.remember(f, decided)
+		f.err = failureError(f.profile.Profile, decided, decided.Rest)
 	}
 	attrs := []any{
 		"profile", f.profile.Name, "outcome", issueErr.Kind.String(), "oauth_error", issueErr.Code,
@@ -321,7 +321,7 @@ func (b *Broker) recovered(p *profile, value any) {
 
 // hold keeps the lease alive until release is called, and returns a context
 // that ends before the lease can: each renewal counts from before it was sent.
-func (e *entry) hold(ctx context.Context, lease Lease, start time.Time) (context.Context, func()) {
+func (f *flight) hold(ctx context.Context, e *entry, lease Lease, start time.Time) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	reliable := lease.Length - leaseMargin(lease.Length)
 	watchdog := time.AfterFunc(time.Until(start.Add(reliable)), func() { cancel(errLeaseLost) })
@@ -330,7 +330,7 @@ func (e *entry) hold(ctx context.Context, lease Lease, start time.Time) (context
 		defer close(done)
 		defer func() {
 			if r := recover(); r != nil { // without renewals the lease cannot be relied on
-				e.b.recovered(e.profile, r)
+				e.b.recovered(f.profile, r)
 				cancel(errLeaseLost)
 			}
 		}()
@@ -360,13 +360,4 @@ func (e *entry) hold(ctx context.Context, lease Lease, start time.Time) (context
 		cancel(nil)
 		<-done
 	}
-}
-
-func without(some, taken []string) (left []string) {
-	for _, s := range some {
-		if !within([]string{s}, taken) {
-			left = append(left, s)
-		}
-	}
-	return left
 }

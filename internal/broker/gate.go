@@ -47,11 +47,12 @@ type pass struct {
 // stands in the way instead, or why ctx ended. A password is never taken for
 // proven: presenting a changed one for several families at once locks accounts.
 func (g *gate) enter(ctx context.Context, p *Profile) (*pass, remembered, error) {
-	trial := false
-	if p.GrantType == Password || !g.isProven(p.Credential) {
+	g.mu.Lock()
+	trial := !g.trusts(p)
+	g.mu.Unlock()
+	if trial {
 		select {
 		case g.trial <- struct{}{}:
-			trial = true
 		case <-ctx.Done():
 			return nil, remembered{}, context.Cause(ctx)
 		}
@@ -59,8 +60,7 @@ func (g *gate) enter(ctx context.Context, p *Profile) (*pass, remembered, error)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	failure := g.failure(p.Credential, time.Now())
-	provenMeanwhile := p.GrantType != Password && g.proven == p.Credential
-	if trial && (failure.Kind != NoFailure || provenMeanwhile) {
+	if trial && (failure.Kind != NoFailure || g.trusts(p)) { // the call before this one has told
 		trial = false
 		<-g.trial
 	}
@@ -70,11 +70,8 @@ func (g *gate) enter(ctx context.Context, p *Profile) (*pass, remembered, error)
 	return &pass{g: g, credential: p.Credential, resets: g.resets, trial: trial}, remembered{}, nil
 }
 
-func (g *gate) isProven(credential string) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.proven == credential
-}
+// trusts reports whether p may call beside others. g.mu is held.
+func (g *gate) trusts(p *Profile) bool { return p.GrantType != Password && g.proven == p.Credential }
 
 // succeed says that the server took the credential.
 func (p *pass) succeed() {

@@ -92,4 +92,14 @@ func canonical(scopes []string) []string {
 	return slices.Compact(c)
 }
 
+// without returns those of some that are not among taken.
+func without(some, taken []string) (left []string) {
+	for _, s := range some {
+		if !slices.Contains(taken, s) {
+			left = append(left, s)
+		}
+	}
+	return left
+}
+
 func scopeKey(scopes []string) string { return strings.Join(scopes, " ") }
