@@ -13,6 +13,8 @@ import (
 type entry struct {
 	b      *Broker
 	family string
+	// slot is the token's place in the family; empty where there is but one.
+	slot string
 	// scopes to ask for.
 	scopes []string
 

@@ -220,7 +220,7 @@ func (f *flight) obtained(ctx context.Context, e *entry, lease Lease, g *Grant, 
 	f.repeated = before != nil && before.ID == id
 	start := time.Now()
 	token.Remaining = life - start.Sub(sent)
-	saved, ok, err := save(ctx, e.b.store, lease, token)
+	saved, verdict, err := save(ctx, e.b.store, lease, Result{Token: token})
 	f.source = FromEndpoint
 	switch {
 	case err != nil:
@@ -230,7 +230,7 @@ func (f *flight) obtained(ctx context.Context, e *entry, lease Lease, g *Grant, 
 		token.Generation = lease.Fence
 		e.forgive()
 		f.token = e.adopt(token, start)
-	case ok:
+	case verdict == Saved:
 		e.forgive()
 		f.token = e.adopt(saved, start)
 	default:
@@ -243,17 +243,17 @@ func (f *flight) obtained(ctx context.Context, e *entry, lease Lease, g *Grant, 
 
 // save repeats the transition until it is answered: what was obtained must not
 // be lost to one cut connection.
-func save(ctx context.Context, store Store, lease Lease, token StoredToken) (saved StoredToken, ok bool, err error) {
+func save(ctx context.Context, store Store, lease Lease, result Result) (saved StoredToken, verdict SaveVerdict, err error) {
 	for range 3 {
 		err = detached(ctx, func(ctx context.Context) (err error) {
-			saved, ok, err = store.Save(ctx, lease, token)
+			saved, verdict, err = store.Save(ctx, lease, result)
 			return err
 		})
 		if err == nil {
 			break
 		}
 	}
-	return saved, ok, err
+	return saved, verdict, err
 }
 
 // failed remembers an attempt's failure for everybody.

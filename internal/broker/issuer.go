@@ -22,7 +22,32 @@ type Request struct {
 	// Scopes to ask for; empty asks for none in particular, which each
 	// server reads in its own way (RFC 6749 section 3.3).
 	Scopes []string
+	// RefreshToken, when there is one, is spent instead of what the profile
+	// presents otherwise. Such a request is sent over a connection of its own,
+	// and once its first byte was written nothing but its own time-out ends it:
+	// its answer may hold the only token that is still good.
+	RefreshToken Secret
+	// Clear, if not nil, is asked right before the first byte of a request that
+	// spends a refresh token leaves. An error keeps it from leaving: the
+	// attempt ends with that error as its cause, unsent.
+	Clear func() error
 }
+
+// Revoker is an Issuer whose server revokes tokens (RFC 7009).
+type Revoker interface {
+	// Revoke makes one request. Nil means that the server does not know the
+	// token any more, or never did; the error is an *IssueError otherwise.
+	Revoke(ctx context.Context, token Secret, kind TokenKind) error
+}
+
+// TokenKind is a token_type_hint of RFC 7009.
+type TokenKind string
+
+// The kinds of tokens that RFC 7009 knows.
+const (
+	AccessToken  TokenKind = "access_token"
+	RefreshToken TokenKind = "refresh_token"
+)
 
 // Grant is a token endpoint's successful answer (RFC 6749 section 5.1).
 type Grant struct {
@@ -102,6 +127,8 @@ type IssueError struct {
 	RetryAfter time.Duration
 	// Trace is the server's own id of the failure for its support, if any.
 	Trace string
+	// Outcome says whether the request was sent, and answered in full.
+	Outcome Outcome
 	// Err is the private cause. It reaches logs at debug level at most.
 	Err error
 }

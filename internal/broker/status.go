@@ -62,7 +62,7 @@ func (b *Broker) Status(ctx context.Context, name string) (*Status, error) {
 		s.Served[i] = p.served[i].Load()
 	}
 	start := time.Now()
-	r, err := b.store.Look(ctx, p.own.family)
+	r, err := b.store.Look(ctx, p.own.family, p.own.slot)
 	if err != nil {
 		r = p.own.record(start)
 	}

@@ -130,12 +130,15 @@ func (m *Memory) Renew(_ context.Context, l broker.Lease) (bool, error) {
 }
 
 // Save implements broker.Store.
-func (m *Memory) Save(_ context.Context, l broker.Lease, s broker.StoredToken) (broker.StoredToken, bool, error) {
-	saved, ok, changed := m.save(l, s)
+func (m *Memory) Save(_ context.Context, l broker.Lease, result broker.Result) (broker.StoredToken, broker.SaveVerdict, error) {
+	saved, ok, changed := m.save(l, result.Token)
 	if changed {
 		m.publish(broker.Change{Family: l.Family, Generation: saved.Generation})
 	}
-	return saved, ok, nil
+	if !ok {
+		return saved, broker.Stale, nil
+	}
+	return saved, broker.Saved, nil
 }
 
 func (m *Memory) save(l broker.Lease, s broker.StoredToken) (saved broker.StoredToken, ok, changed bool) {
@@ -224,7 +227,7 @@ func (m *Memory) Reset(_ context.Context, family string) error {
 }
 
 // Look implements broker.Store.
-func (m *Memory) Look(_ context.Context, family string) (broker.Record, error) {
+func (m *Memory) Look(_ context.Context, family, _ string) (broker.Record, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r, ok := m.families[family]

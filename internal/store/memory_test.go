@@ -44,8 +44,8 @@ func TestMemoryOfAMachineThatSlept(t *testing.T) {
 		t.Fatal(err)
 	}
 	token := broker.StoredToken{Access: broker.NewSecret("t"), Lifetime: time.Hour, Remaining: time.Hour}
-	if _, ok, err := m.Save(t.Context(), broker.Lease{Family: "f", Owner: "p", Fence: a.Fence, Length: time.Second}, token); !ok || err != nil {
-		t.Fatal(ok, err)
+	if _, verdict, err := m.Save(t.Context(), broker.Lease{Family: "f", Owner: "p", Fence: a.Fence, Length: time.Second}, broker.Result{Token: token}); verdict != broker.Saved || err != nil {
+		t.Fatal(verdict, err)
 	}
 	if a, err := m.Acquire(t.Context(), claim); err != nil || a.Verdict != broker.Usable {
 		t.Fatalf("before: verdict %d, %v", a.Verdict, err)
@@ -56,7 +56,7 @@ func TestMemoryOfAMachineThatSlept(t *testing.T) {
 	if a, err := m.Acquire(t.Context(), claim); err != nil || a.Verdict != broker.Granted {
 		t.Errorf("after: verdict %d, %v; want the lease, because the token is over", a.Verdict, err)
 	}
-	r, err := m.Look(t.Context(), "f")
+	r, err := m.Look(t.Context(), "f", "")
 	if err != nil || r.Token == nil || r.Token.Remaining > 0 {
 		t.Errorf("after: %+v, %v", r.Token, err)
 	}

@@ -100,9 +100,9 @@ func token(name string, lives time.Duration) broker.StoredToken {
 // save stores a token under the lease, and wants it kept or not.
 func (h *history) save(l broker.Lease, s broker.StoredToken, kept bool) broker.StoredToken {
 	h.t.Helper()
-	got, ok, err := h.Store.Save(h.ctx(), l, s)
-	if err != nil || ok != kept {
-		h.t.Fatalf("save by %s: kept %t, error %v; want kept %t", l.Owner, ok, err, kept)
+	got, verdict, err := h.Store.Save(h.ctx(), l, broker.Result{Token: s})
+	if err != nil || (verdict == broker.Saved) != kept {
+		h.t.Fatalf("save by %s: verdict %d, error %v; want kept %t", l.Owner, verdict, err, kept)
 	}
 	return got
 }
@@ -423,13 +423,13 @@ func changes(h *history) {
 }
 
 func looking(h *history) {
-	if r, err := h.Store.Look(h.ctx(), family); err != nil || r.Token != nil || r.Failure != nil {
+	if r, err := h.Store.Look(h.ctx(), family, ""); err != nil || r.Token != nil || r.Failure != nil {
 		h.t.Errorf("an empty family: %+v, %v", r, err)
 	}
 	h.save(h.lease("p"), token("t1", hour), true)
 	l := h.lease("p")
 	h.fail(l, transient(0))
-	r, err := h.Store.Look(h.ctx(), family)
+	r, err := h.Store.Look(h.ctx(), family, "")
 	if err != nil || r.Token == nil || r.Failure == nil || r.Token.Access.Reveal() != "t1" || r.Failure.Attempts != 1 {
 		h.t.Errorf("%+v, %v", r, err)
 	}
