@@ -62,12 +62,17 @@ type Broker struct {
 	// profiles by name, replaced as a whole; the map is never written to.
 	profiles atomic.Pointer[map[string]*profile]
 
-	// mu guards entries, which holds what memory knows by family, for all
-	// families that the configuration reaches. It is never held across I/O
-	// and never taken to answer from memory.
+	// mu guards entries, which holds what memory knows, for all families that
+	// the configuration reaches, and the gates by identity and by the store's
+	// record of the client. It is never held across I/O and never taken to
+	// answer from memory.
 	mu      sync.Mutex
-	entries map[string]*entry
+	entries roster
 	gates   map[string]*gate
+	clients map[string]*gate
+
+	reach   reach
+	unsaved unsaved
 
 	// stop ends what flights do for their callers.
 	ctx  context.Context
@@ -92,7 +97,7 @@ type profile struct {
 	// subsets of the scopes that callers asked for, by scopeKey.
 	subsets sync.Map // string -> *entry
 	// served counts answers by Source.
-	served [FromEndpoint + 1]atomic.Uint64
+	served [Uncoordinated + 1]atomic.Uint64
 }
 
 // maxSubsets bounds the scope subsets in use per profile: each is a token, and a
@@ -106,7 +111,7 @@ func New(store Store, o Options) *Broker {
 		lease:   orDefault(o.Lease, 3*time.Second),
 		log:     o.Logger,
 		observe: o.Observe,
-		entries: make(map[string]*entry),
+		entries: make(roster),
 		gates:   make(map[string]*gate),
 	}
 	if b.log == nil {
@@ -133,30 +138,33 @@ func (b *Broker) Configure(configured []*Profile) {
 		p.replaced.Store(true)
 	}
 	next := make(map[string]*profile, len(configured))
-	entries := make(map[string]*entry, len(configured))
+	entries := make(roster, len(configured))
 	gates := make(map[string]*gate, len(configured))
+	clients := make(map[string]*gate, len(configured))
 	for _, c := range configured {
 		p := &profile{Profile: c}
 		if p.gate = cmp.Or(gates[c.Identity], b.gates[c.Identity]); p.gate == nil {
 			p.gate = newGate()
 		}
-		gates[c.Identity] = p.gate
-		family := c.family(canonical(c.Scopes))
-		if p.own = cmp.Or(entries[family], b.entries[family]); p.own == nil {
-			p.own = newEntry(b, family, c.Scopes)
+		gates[c.Identity], clients[c.client()] = p.gate, p.gate
+		family, slot := c.family(canonical(c.Scopes))
+		if p.own = cmp.Or(entries.find(family, slot), b.entries.find(family, slot)); p.own == nil {
+			p.own = newEntry(b, family, slot, c.Scopes)
 		}
 		if old := before[c.Name]; old != nil {
 			p.inherit(old)
 		}
 		for _, e := range p.all() {
-			entries[e.family] = e
+			entries.add(e)
 			e.adoptProfile(p)
 		}
 		next[c.Name] = p
 	}
-	for family, e := range b.entries {
-		if entries[family] == nil {
-			e.retire()
+	for family, es := range b.entries {
+		for _, e := range es {
+			if entries.find(family, e.slot) == nil {
+				e.retire()
+			}
 		}
 	}
 	now := time.Now()
@@ -165,7 +173,7 @@ func (b *Broker) Configure(configured []*Profile) {
 			gates[identity] = g // a profile that comes back must not try a refused password again
 		}
 	}
-	b.entries, b.gates = entries, gates
+	b.entries, b.gates, b.clients = entries, gates, clients
 	b.profiles.Store(&next)
 }
 
@@ -240,8 +248,8 @@ func (b *Broker) subset(p *profile, scopes []string) (*entry, error) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	family := p.family(scopes)
-	e := b.entries[family]
+	family, slot := p.family(scopes)
+	e := b.entries.find(family, slot)
 	if e == nil {
 		if !b.roomForSubset(p) {
 			return nil, &Error{
@@ -250,10 +258,10 @@ func (b *Broker) subset(p *profile, scopes []string) (*entry, error) {
 				RetryAfter: time.Minute,
 			}
 		}
-		e = newEntry(b, family, scopes)
+		e = newEntry(b, family, slot, scopes)
 		e.adoptProfile(p)
 		if (*b.profiles.Load())[p.Name] == p {
-			b.entries[family] = e
+			b.entries.add(e)
 		} else { // p was replaced a moment ago: serve this call, keep nothing
 			e.retire()
 		}
@@ -274,7 +282,7 @@ func (b *Broker) roomForSubset(p *profile) bool {
 		}
 		p.subsets.Delete(key)
 		if !b.reached(e) {
-			delete(b.entries, e.family)
+			b.entries.remove(e)
 			e.retire()
 		}
 		return true
@@ -301,10 +309,18 @@ func (b *Broker) Reset(ctx context.Context, name string) error {
 		return err
 	}
 	p.gate.reset()
+	// The client's own record last: whoever hears of that one forgets what it
+	// holds for families that only it knows.
+	families := []string{}
 	for _, e := range p.all() {
-		if err := b.store.Reset(ctx, e.family); err != nil {
+		families = append(families, e.family)
+	}
+	for _, family := range append(slices.Compact(families), p.client()) {
+		if err := b.store.Reset(ctx, family); err != nil {
 			return storeUnavailable(p.Profile, "forgetting the failure of", err)
 		}
+	}
+	for _, e := range p.all() {
 		e.forgetFailure()
 	}
 	return nil
@@ -328,11 +344,54 @@ func (b *Broker) Profiles() []string { return slices.Sorted(maps.Keys(*b.profile
 // changed hears from the store that a family is no longer as it was.
 func (b *Broker) changed(c Change) {
 	b.mu.Lock()
-	e := b.entries[c.Family]
+	entries := slices.Clone(b.entries[c.Family])
+	g := b.clients[c.Family]
 	b.mu.Unlock()
-	if e != nil {
+	for _, e := range entries {
 		e.hear(c)
 	}
+	if g != nil && c.Reset {
+		b.forgive(g)
+	}
+	if g != nil {
+		g.hear()
+	}
+}
+
+// forgive is what a reset of a client, somewhere in the fleet, does here: also
+// the failures of families that only this replica knows are forgotten. Resets
+// of families do not come back to clients, so this ends.
+func (b *Broker) forgive(g *gate) {
+	g.reset()
+	now := time.Now()
+	for _, p := range *b.profiles.Load() {
+		if p.gate != g {
+			continue
+		}
+		for _, e := range p.all() {
+			if e.failed(now) {
+				b.background(func(ctx context.Context) {
+					_ = b.store.Reset(ctx, e.family) // its own record says so again when it is asked
+				})
+			}
+			e.forgetFailure()
+		}
+	}
+}
+
+// background runs what nobody waits for, and Close does. It returns false when
+// the broker is closed.
+func (b *Broker) background(run func(context.Context)) bool {
+	if !b.takeOff() {
+		return false
+	}
+	go func() {
+		defer b.flights.Done()
+		ctx, cancel := context.WithTimeout(b.ctx, storeTimeout)
+		defer cancel()
+		run(ctx)
+	}()
+	return true
 }
 
 // takeOff registers a flight, unless the broker is closed.

@@ -559,34 +559,6 @@ func TestPanicInTheStoreIsAFailureLikeAnyOther(t *testing.T) {
 	})
 }
 
-// deadStore cannot be reached.
-type deadStore struct{ broker.Store }
-
-func (deadStore) Acquire(context.Context, broker.Claim) (broker.Acquisition, error) {
-	return broker.Acquisition{}, errors.New("connection refused")
-}
-
-func (deadStore) Look(context.Context, string) (broker.Record, error) {
-	return broker.Record{}, errors.New("connection refused")
-}
-
-func TestStoreOutOfReach(t *testing.T) {
-	in(t, func(t *testing.T) {
-		f := start(t, 1, profile(&endpoint{}))
-		b := broker.New(deadStore{f.store}, broker.Options{})
-		defer b.Close()
-		b.Configure([]*broker.Profile{profile(&endpoint{})})
-		_, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{})
-		var be *broker.Error
-		if !errors.As(err, &be) || be.Reason != broker.ReasonStoreUnavailable || be.RetryAfter <= 0 {
-			t.Errorf("got %v", err)
-		}
-		if s, err := b.Status(t.Context(), "invoices"); err != nil || s.State != broker.Idle {
-			t.Errorf("status %+v, %v: want what memory knows", s, err)
-		}
-	})
-}
-
 // oddStore does what the memory store does, but for what a test has it do.
 type oddStore struct {
 	broker.Store
@@ -594,11 +566,11 @@ type oddStore struct {
 	forgetful bool // no lease can be renewed
 }
 
-func (s oddStore) Save(ctx context.Context, l broker.Lease, t broker.StoredToken) (broker.StoredToken, bool, error) {
+func (s oddStore) Save(ctx context.Context, l broker.Lease, r broker.Result) (broker.StoredToken, broker.SaveVerdict, error) {
 	if s.overtaken {
-		return broker.StoredToken{}, false, nil
+		return broker.StoredToken{}, broker.Stale, nil
 	}
-	return s.Store.Save(ctx, l, t)
+	return s.Store.Save(ctx, l, r)
 }
 
 func (s oddStore) Renew(ctx context.Context, l broker.Lease) (bool, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,9 +39,18 @@ type entry struct {
 	resets  int
 	// floor is the highest generation seen, kept when the token is gone.
 	floor Generation
-	// quiet is until when the endpoint is left alone because it returned
-	// the token that we already had.
+	// quiet is until when the endpoint is left alone although the token is
+	// due: it returned the one that we already had, or may have answered a
+	// refresh that nobody has heard of yet.
 	quiet time.Time
+	// dropped are the ids of the last tokens that must not be served again.
+	dropped []string
+	// verdict is that a person must sign in, and stands until then: callers in
+	// their thousands need not each have the store say it again.
+	verdict      *Error
+	verdictUntil time.Time
+	// reloading tells that what the store has is being fetched.
+	reloading bool
 	// timer fires when the token is due for renewal.
 	timer *time.Timer
 	// retired entries are renewed no more, and no new caller finds them. Only
@@ -65,8 +75,8 @@ func (r remembered) binds(credential string, now time.Time) bool {
 	return r.Binds(credential) && r.rest(now) > 0
 }
 
-func newEntry(b *Broker, family string, scopes []string) *entry {
-	return &entry{b: b, family: family, scopes: scopes}
+func newEntry(b *Broker, family, slot string, scopes []string) *entry {
+	return &entry{b: b, family: family, slot: slot, scopes: scopes}
 }
 
 // touch notes that a caller asked. Once a second is enough, and keeps callers
@@ -112,6 +122,13 @@ func (e *entry) forgetFailure() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.forget(time.Now())
+}
+
+// failed reports whether a failure holds callers back here.
+func (e *entry) failed(now time.Time) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.failure.Kind != NoFailure && e.failure.rest(now) > 0
 }
 
 // forget is forgetFailure; e.mu is held.
@@ -220,10 +237,13 @@ func (e *entry) join(p *profile, d Demand) (*Token, *flight, *Error) {
 	if r := e.standing(p, now); r.Kind != NoFailure {
 		return nil, nil, failureError(p.Profile, r.Failure, r.rest(now))
 	}
+	if e.verdict != nil && now.Before(e.verdictUntil) {
+		return nil, nil, e.verdict
+	}
 	if !p.replaced.Load() {
 		e.profile = p
 	}
-	return nil, e.launch(d), nil
+	return nil, e.launch(d, false), nil
 }
 
 // standing returns the failure that holds p back: the family's own, or that of
@@ -235,11 +255,12 @@ func (e *entry) standing(p *profile, now time.Time) remembered {
 	return p.gate.standing(p.Credential, now)
 }
 
-// launch starts a flight for e.profile. e.mu is held.
-func (e *entry) launch(d Demand) *flight {
+// launch starts a flight for e.profile, ahead of need or not. e.mu is held.
+func (e *entry) launch(d Demand, ahead bool) *flight {
 	f := &flight{
 		profile: e.profile,
 		demand:  d,
+		ahead:   ahead,
 		done:    make(chan struct{}),
 		changed: make(chan struct{}, 1),
 		resets:  e.resets,
@@ -277,11 +298,15 @@ func (e *entry) land(f *flight) {
 	defer e.mu.Unlock()
 	e.flight = nil
 	now, pause := time.Now(), time.Second
-	switch t := e.token.Load(); {
+	e.verdict = nil
+	switch {
 	case f.err != nil:
 		pause = backoffFirst
-	case f.repeated && t != nil:
-		pause = max(t.remaining(now)/2, noProgress)
+		if f.err.Reason == ReasonAuthorizationNeeded {
+			e.verdict, e.verdictUntil = f.err, now.Add(pollInterval)
+		}
+	case f.quiet > 0:
+		pause = f.quiet
 		e.quiet = now.Add(pause)
 	}
 	e.schedule(now, pause)
@@ -294,6 +319,9 @@ func (e *entry) land(f *flight) {
 func (e *entry) adopt(s StoredToken, start time.Time) *Token {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if slices.Contains(e.dropped, s.Access.ID()) { // a reply from before the drop
+		return nil
+	}
 	if old := e.token.Load(); old != nil {
 		newer := old.generation > s.Generation
 		// Reading the same token again never lengthens what memory knows,
@@ -310,6 +338,55 @@ func (e *entry) adopt(s StoredToken, start time.Time) *Token {
 	}
 	e.token.Store(t)
 	return t
+}
+
+// adoptOwn takes a token into memory that the store has no generation for.
+func (e *entry) adoptOwn(s StoredToken, start time.Time) *Token {
+	e.mu.Lock()
+	s.Generation = e.floor
+	if t := e.token.Load(); t != nil {
+		s.Generation = max(s.Generation, t.generation)
+	}
+	s.Generation++
+	e.mu.Unlock()
+	return e.adoptUnsaved(s, s.Generation, start)
+}
+
+// adoptUnsaved takes a token into memory under a generation that the store will
+// exceed once it takes it in.
+func (e *entry) adoptUnsaved(s StoredToken, g Generation, start time.Time) *Token {
+	s.Generation = g
+	s.Remaining = s.Lifetime // as of when it was asked for
+	e.forgive()
+	return e.adopt(s, start)
+}
+
+// backOff decides about a failure here, where the store cannot.
+func (e *entry) backOff(f Failure) Failure {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	f.Attempts = e.failure.Attempts + 1
+	if f.BacksOff() {
+		f.Rest = Backoff(f.Attempts, f.Rest, f.Jitter)
+	}
+	return f
+}
+
+// maxDropped bounds how many dropped tokens an entry remembers; the store
+// knows all of them, this covers what is on its way.
+const maxDropped = 64
+
+// drop takes tokens out of service at once. e.mu is held.
+func (e *entry) drop(ids ...string) {
+	for _, id := range ids {
+		if t := e.token.Load(); t != nil && t.ID == id {
+			e.token.Store(nil)
+		}
+		if !slices.Contains(e.dropped, id) {
+			e.dropped = append(e.dropped, id)
+		}
+	}
+	e.dropped = e.dropped[max(0, len(e.dropped)-maxDropped):]
 }
 
 // keep adopts a token that came beside a verdict, if it lives.
@@ -370,7 +447,7 @@ func (e *entry) renew() {
 		e.dormant.Store(true)
 		return
 	}
-	e.launch(Demand{NewerThan: t.generation})
+	e.launch(Demand{NewerThan: t.generation}, true)
 }
 
 // rouse starts the renewal that was left undone because nobody asked.
@@ -386,9 +463,10 @@ func (e *entry) hear(c Change) {
 	defer e.mu.Unlock()
 	now := time.Now()
 	if c.Reset {
-		e.profile.gate.reset()
 		e.forget(now)
 	}
+	e.drop(c.Dropped...)
+	e.verdict = nil
 	if e.flight != nil {
 		select {
 		case e.flight.changed <- struct{}{}:
@@ -397,8 +475,30 @@ func (e *entry) hear(c Change) {
 		return
 	}
 	missed := e.token.Load() != nil || e.standing(e.profile, now).Kind != NoFailure
-	if c.Generation > e.floor && missed && !e.retired.Load() {
-		e.launch(Demand{NewerThan: e.floor})
+	if c.Generation > e.floor && missed && !e.retired.Load() && !e.reloading {
+		e.reloading = true
+		if !e.b.background(e.reload) {
+			e.reloading = false
+		}
+	}
+}
+
+// reload fetches what another replica obtained. It takes no lease: news must
+// never cost a token request.
+func (e *entry) reload(ctx context.Context) {
+	e.mu.Lock()
+	e.reloading = false // what changes from here on needs another look
+	e.mu.Unlock()
+	start := time.Now()
+	r, err := e.b.store.Look(ctx, e.family, e.slot)
+	if err != nil {
+		return // the next change or renewal brings it
+	}
+	e.keep(r.Token, start)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.flight == nil {
+		e.schedule(time.Now(), 0)
 	}
 }
 

@@ -13,7 +13,7 @@ func failureOf(p *Profile, err *IssueError) Failure {
 		f.Kind = Throttling
 	case ClientRejected:
 		f.Kind, f.Credential, f.Rest = Rejection, p.Credential, p.rejectedRetry()
-	case UserRejected, GrantDead:
+	case UserRejected, GrantDead: // of a refresh token that is in hand: see attempt.failed
 		f.Kind, f.Credential, f.Rest = Rejection, p.Credential, Forever
 	case RequestRejected:
 		f.Kind, f.Credential, f.Rest = Rejection, p.Credential, requestRetry
@@ -37,6 +37,8 @@ func failureError(p *Profile, f Failure, rest time.Duration) *Error {
 	case Throttling:
 		e.Reason = ReasonEndpointThrottled
 		advice = "the endpoint is left alone; next attempt " + restText(rest)
+	case Dead:
+		return authorizationNeeded(p, f.Text)
 	case Rejection:
 		e.Reason, e.RetryAfter, e.credential = ReasonCredentialsRejected, 0, f.Credential
 		advice = rejectedAdvice(p, f, rest)
@@ -65,6 +67,26 @@ func restText(rest time.Duration) string {
 		return "now"
 	}
 	return "in " + max(rest.Round(time.Second), time.Second).String()
+}
+
+func authorizationNeeded(p *Profile, why string) *Error {
+	return &Error{
+		Reason: ReasonAuthorizationNeeded,
+		Text:   fmt.Sprintf("requesting a token for profile %s: %s; a person must sign in: run 'broker authorize %s'", p.Name, why, p.Name),
+	}
+}
+
+// revokedMeanwhile says that a revocation overtook the request.
+func revokedMeanwhile(p *Profile) *Error {
+	const why = "the grant was revoked while a token was on its way"
+	if p.consentUse() == ConsentRequired {
+		return authorizationNeeded(p, why)
+	}
+	return &Error{
+		Reason:     ReasonEndpointUnavailable,
+		Text:       fmt.Sprintf("requesting a token for profile %s: %s; ask again for a new one", p.Name, why),
+		RetryAfter: time.Second,
+	}
 }
 
 func lifetimeUnavailable(p *Profile, d Demand, full time.Duration) *Error {

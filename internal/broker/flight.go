@@ -14,6 +14,8 @@ import (
 type flight struct {
 	profile *profile
 	demand  Demand
+	// ahead tells that nobody waits: the token at hand is still good.
+	ahead bool
 	// changed is signalled when the family changed in the store.
 	changed chan struct{}
 
@@ -23,11 +25,14 @@ type flight struct {
 	token  *Token
 	source Source
 	err    *Error
-	// repeated tells that the server returned the token we already had.
-	repeated bool
+	// quiet is for how long the endpoint is best left alone although the
+	// flight brought nothing new.
+	quiet time.Duration
 
 	// resets of the entry when the flight began.
 	resets int
+	// failing is since when the store has not answered this flight.
+	failing time.Time
 }
 
 // storeTimeout bounds one transition that must not be cut short by the
@@ -37,19 +42,27 @@ const storeTimeout = 500 * time.Millisecond
 var (
 	errLeaseLost = errors.New("the lease ended before the call did")
 	errClosing   = errors.New("shutting down")
+	// errAgain sends a flight back to the store, which knows more by now.
+	errAgain = errors.New("the record has changed")
 )
 
 // fly claims the family until there is a token, a verdict, or no time left.
 func (f *flight) fly(e *entry, floor Generation) {
 	ctx, cancel := context.WithTimeout(e.b.ctx, flightDeadline)
 	defer cancel()
+	if e.b.unsaved.wait(ctx, e.family) != nil {
+		f.err = f.outOfTime(e)
+		return
+	}
 	claim := Claim{
 		Family:     e.family,
+		Slot:       e.slot,
 		Owner:      newOwner(),
 		Length:     e.b.lease,
 		Floor:      floor,
 		Credential: f.profile.Credential,
 		Demand:     f.demand,
+		Consent:    f.profile.consentUse(),
 	}
 	for lost := 0; ; {
 		start := time.Now()
@@ -58,18 +71,32 @@ func (f *flight) fly(e *entry, floor Generation) {
 			f.err = f.outOfTime(e)
 			return
 		}
+		e.b.reach.observe(err)
 		if err != nil {
-			f.err = storeUnavailable(f.profile.Profile, "requesting a token for", err)
-			return
+			if f.withoutStore(ctx, e, err) {
+				return
+			}
+			continue
 		}
+		f.failing = time.Time{}
 		switch a.Verdict {
 		case Usable:
-			f.token, f.source = e.adopt(*a.Token, start), FromStore
+			if f.token = e.adopt(*a.Token, start); f.token == nil { // dropped here, and the store does not know it yet
+				f.err = storeUnavailable(f.profile.Profile, "requesting a token for", errors.New("it still has a token that was revoked"))
+				return
+			}
+			f.source = FromStore
 			return
 		case Granted:
 			lease := Lease{Family: e.family, Owner: claim.Owner, Fence: a.Fence, Length: claim.Length}
-			if err := f.mint(ctx, e, lease, start); err == nil {
+			err := f.mint(ctx, e, lease, a, start)
+			if err == nil {
 				return
+			}
+			claim.Owner = newOwner() // the old one's lease was given back, or is lost
+			if errors.Is(err, errAgain) {
+				f.pause(ctx, storeRetry)
+				break
 			}
 			// The lease was lost: whoever has it now may have an answer. But a
 			// store that grants leases and cannot keep them must not have us
@@ -91,7 +118,14 @@ func (f *flight) fly(e *entry, floor Generation) {
 			e.keep(a.Token, start)
 			f.err = tooSoon(f.profile.Profile, f.demand, a.Wait)
 			return
-		case Busy:
+		case Unauthorized:
+			e.keep(a.Token, start)
+			f.err = authorizationNeeded(f.profile.Profile, "nobody has signed in yet, or the grant was revoked")
+			return
+		case Unknown:
+			f.pause(ctx, a.Wait)
+			claim.Asked = true
+		case Busy, InDoubt:
 			f.wait(ctx, min(pollInterval, a.Wait+rand.N(pollJitter)))
 		}
 		if ctx.Err() != nil {
@@ -102,25 +136,55 @@ func (f *flight) fly(e *entry, floor Generation) {
 }
 
 // wait returns when the family changed, after d, or when ctx ends.
-func (f *flight) wait(ctx context.Context, d time.Duration) {
+func (f *flight) wait(ctx context.Context, d time.Duration) { waitFor(ctx, f.changed, d) }
+
+// pause returns after d, or when ctx ends.
+func (f *flight) pause(ctx context.Context, d time.Duration) { waitFor(ctx, nil, d) }
+
+func waitFor(ctx context.Context, changed <-chan struct{}, d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
-	case <-f.changed:
+	case <-changed:
 	case <-timer.C:
 	case <-ctx.Done():
 	}
 }
 
+// storeRetry is how soon a store that failed is asked again.
+const storeRetry = 100 * time.Millisecond
+
+// withoutStore decides what an error of the store means: ask again (false), or
+// the end of the flight. A grant that can be repeated goes on without the store
+// once that is lost, or cannot be read; nothing else does.
+func (f *flight) withoutStore(ctx context.Context, e *entry, err error) (ended bool) {
+	p, unreadable := f.profile.Profile, errors.Is(err, ErrUnreadable)
+	if f.failing.IsZero() {
+		f.failing = time.Now()
+	}
+	// A part of the store may be gone while others answer.
+	lost := time.Since(f.failing) >= e.b.lease || e.b.reach.lost(e.b.lease)
+	switch {
+	case !unreadable && !lost:
+		f.pause(ctx, storeRetry+rand.N(storeRetry))
+		if ctx.Err() == nil {
+			return false
+		}
+		f.err = f.outOfTime(e)
+	case !p.repeatable() || p.Coordinated || f.ahead:
+		f.err = storeUnavailable(p, "requesting a token for", err)
+	default:
+		f.mintAlone(ctx, e, unreadable)
+	}
+	return true
+}
+
 // leaseNotKept backs off, here only: the others may fare better.
 func (f *flight) leaseNotKept(e *entry) *Error {
-	e.mu.Lock()
-	attempts := e.failure.Attempts + 1
-	e.mu.Unlock()
-	failure := Failure{
-		Kind: Transient, Attempts: attempts, Rest: Backoff(attempts, 0, between(0.8, 1.2)),
+	failure := e.backOff(Failure{
+		Kind: Transient, Jitter: between(0.8, 1.2),
 		Text: "the store granted the lease and did not keep it while the token endpoint was asked",
-	}
+	})
 	e.remember(f, failure)
 	e.b.log.Warn("token request given up twice: the store does not keep the lease", "profile", f.profile.Name, "next_attempt", restText(failure.Rest))
 	err := storeUnavailable(f.profile.Profile, "requesting a token for", errLeaseLost)
@@ -136,172 +200,6 @@ func (f *flight) outOfTime(e *entry) *Error {
 		Reason:     ReasonEndpointUnavailable,
 		Text:       fmt.Sprintf("requesting a token for profile %s: no replica obtained one within %v; the token endpoint or the store is slow", f.profile.Name, flightDeadline),
 		RetryAfter: backoffFirst,
-	}
-}
-
-// mint makes the one call that the lease allows and brings home what came of
-// it. It returns errLeaseLost when the outcome is somebody else's to decide.
-// start is when the lease was asked for.
-func (f *flight) mint(ctx context.Context, e *entry, lease Lease, start time.Time) (err error) {
-	var pass *pass
-	defer func() {
-		if r := recover(); r != nil {
-			e.b.recovered(f.profile, r)
-			f.failed(ctx, e, lease, pass, &IssueError{Kind: Unavailable, Text: brokerFailed}, 0)
-			err = nil
-		}
-	}()
-	held, release := f.hold(ctx, e, lease, start)
-	defer release()
-
-	var failure remembered
-	pass, failure, err = f.profile.gate.enter(held, f.profile.Profile)
-	if err != nil || failure.Kind != NoFailure {
-		f.giveBack(ctx, e, lease)
-		if failure.Kind != NoFailure {
-			f.err = failureError(f.profile.Profile, failure.Failure, failure.rest(time.Now()))
-			return nil
-		}
-		return err
-	}
-	sent := time.Now()
-	grant, err := f.profile.Issuer.Issue(held, Request{Scopes: e.scopes})
-	took := time.Since(sent)
-	if err == nil {
-		err = f.malformed(grant, took)
-	}
-	if err == nil {
-		pass.succeed()
-		f.obtained(ctx, e, lease, grant, sent, took)
-		return nil
-	}
-	var issueErr *IssueError
-	if !errors.As(err, &issueErr) {
-		issueErr = &IssueError{Kind: Unavailable, Text: "the request could not be made", Err: err}
-	}
-	if held.Err() != nil { // we stopped it ourselves: that says nothing about the endpoint
-		pass.leave()
-		f.giveBack(ctx, e, lease)
-		e.b.log.Info("token request given up", "profile", f.profile.Name, "cause", context.Cause(held).Error())
-		return errLeaseLost
-	}
-	f.failed(ctx, e, lease, pass, issueErr, took)
-	return nil
-}
-
-// malformed refuses an answer that would have us ask again at once, for ever.
-func (f *flight) malformed(g *Grant, took time.Duration) error {
-	switch life := f.profile.lifetime(g.Lifetime); {
-	case life < leastLifetime:
-		return &IssueError{Kind: Malformed, Text: fmt.Sprintf("token endpoint %s answered with a token that lives only %v", f.profile.Endpoint, life)}
-	case life-took <= Margin(life):
-		return &IssueError{Kind: Malformed, Text: fmt.Sprintf("token endpoint %s took %v to answer with a token that lives %v", f.profile.Endpoint, took.Round(100*time.Millisecond), life)}
-	}
-	return nil
-}
-
-// obtained saves a grant and only then takes it into memory.
-func (f *flight) obtained(ctx context.Context, e *entry, lease Lease, g *Grant, sent time.Time, took time.Duration) {
-	life := f.profile.lifetime(g.Lifetime)
-	scopes := g.Scopes
-	if scopes == nil {
-		scopes = e.scopes
-	}
-	token := StoredToken{Access: g.AccessToken, Type: g.TokenType, Scopes: scopes, Lifetime: life}
-	id := g.AccessToken.ID()
-	log := e.b.log.With("profile", f.profile.Name, "token_id", id)
-	log.Info("token obtained", "lifetime", life, "took", took)
-	if missing := without(e.scopes, scopes); len(missing) > 0 {
-		log.Warn("token has fewer scopes than asked for", "missing", missing)
-	}
-	e.b.observe(Attempt{Profile: f.profile.Name, Outcome: "success", Duration: took})
-
-	before := e.token.Load()
-	f.repeated = before != nil && before.ID == id
-	start := time.Now()
-	token.Remaining = life - start.Sub(sent)
-	saved, verdict, err := save(ctx, e.b.store, lease, Result{Token: token})
-	f.source = FromEndpoint
-	switch {
-	case err != nil:
-		// The token is good and the next replica will obtain its own: serve
-		// it here under the generation that the lease reserved.
-		log.Warn("token obtained but not saved", "error", err)
-		token.Generation = lease.Fence
-		e.forgive()
-		f.token = e.adopt(token, start)
-	case verdict == Saved:
-		e.forgive()
-		f.token = e.adopt(saved, start)
-	default:
-		// A later lease was granted; its outcome counts. Those who wait for
-		// this one are served, the next caller looks again.
-		token.Generation = lease.Fence
-		f.token = newToken(token, start, f.profile.maxTokenAge())
-	}
-}
-
-// save repeats the transition until it is answered: what was obtained must not
-// be lost to one cut connection.
-func save(ctx context.Context, store Store, lease Lease, result Result) (saved StoredToken, verdict SaveVerdict, err error) {
-	for range 3 {
-		err = detached(ctx, func(ctx context.Context) (err error) {
-			saved, verdict, err = store.Save(ctx, lease, result)
-			return err
-		})
-		if err == nil {
-			break
-		}
-	}
-	return saved, verdict, err
-}
-
-// failed remembers an attempt's failure for everybody.
-func (f *flight) failed(ctx context.Context, e *entry, lease Lease, pass *pass, issueErr *IssueError, took time.Duration) {
-	failure := failureOf(f.profile.Profile, issueErr)
-	decided := failure
-	err := detached(ctx, func(ctx context.Context) (err error) {
-		decided, err = e.b.store.Fail(ctx, lease, failure)
-		return err
-	})
-	if err != nil { // obeyed here all the same
-		decided = failure
-		decided.Attempts = 1
-		if failure.BacksOff() {
-			decided.Rest = Backoff(1, failure.Rest, failure.Jitter)
-		}
-	}
-	if pass != nil {
-		pass.fail(issueErr.Kind, decided)
-	}
-	if decided.Kind == NoFailure { // a reset overtook it: callers hear of it, nobody remembers
-		f.err = failureError(f.profile.Profile, failure, 0)
-	} else {
-		e.remember(f, decided)
-		f.err = failureError(f.profile.Profile, decided, decided.Rest)
-	}
-	attrs := []any{
-		"profile", f.profile.Name, "outcome", issueErr.Kind.String(), "oauth_error", issueErr.Code,
-		"error", issueErr.Text, "took", took, "attempts", decided.Attempts, "next_attempt", restText(decided.Rest),
-	}
-	if issueErr.Trace != "" {
-		attrs = append(attrs, "server_trace", issueErr.Trace)
-	}
-	e.b.log.Warn("token request failed", attrs...)
-	if issueErr.Err != nil {
-		e.b.log.Debug("cause of the failed token request", "profile", f.profile.Name, "cause", issueErr.Err.Error())
-	}
-	e.b.observe(Attempt{Profile: f.profile.Name, Outcome: issueErr.Kind.String(), Duration: took})
-}
-
-// giveBack ends the lease without a verdict.
-func (f *flight) giveBack(ctx context.Context, e *entry, lease Lease) {
-	err := detached(ctx, func(ctx context.Context) error {
-		_, err := e.b.store.Fail(ctx, lease, Failure{Kind: NoFailure})
-		return err
-	})
-	if err != nil {
-		e.b.log.Info("lease not given back; it ends by itself", "profile", f.profile.Name, "after", lease.Length)
 	}
 }
 
@@ -321,7 +219,8 @@ func (b *Broker) recovered(p *profile, value any) {
 
 // hold keeps the lease alive until release is called, and returns a context
 // that ends before the lease can: each renewal counts from before it was sent.
-func (f *flight) hold(ctx context.Context, e *entry, lease Lease, start time.Time) (context.Context, func()) {
+// start is when the lease was asked for.
+func (b *Broker) hold(ctx context.Context, p *profile, lease Lease, start time.Time) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	reliable := lease.Length - leaseMargin(lease.Length)
 	watchdog := time.AfterFunc(time.Until(start.Add(reliable)), func() { cancel(errLeaseLost) })
@@ -330,7 +229,7 @@ func (f *flight) hold(ctx context.Context, e *entry, lease Lease, start time.Tim
 		defer close(done)
 		defer func() {
 			if r := recover(); r != nil { // without renewals the lease cannot be relied on
-				e.b.recovered(f.profile, r)
+				b.recovered(p, r)
 				cancel(errLeaseLost)
 			}
 		}()
@@ -344,7 +243,7 @@ func (f *flight) hold(ctx context.Context, e *entry, lease Lease, start time.Tim
 			}
 			start := time.Now()
 			call, cancelCall := context.WithTimeout(ctx, storeTimeout)
-			ok, err := e.b.store.Renew(call, lease)
+			ok, err := b.store.Renew(call, lease)
 			cancelCall()
 			switch {
 			case err != nil: // the next tick tries again; the watchdog is the judge

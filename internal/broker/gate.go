@@ -2,7 +2,10 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"maps"
+	"math"
+	"math/rand/v2"
 	"sync"
 	"time"
 )
@@ -10,7 +13,8 @@ import (
 // gate is what all families of one client have in common. Authorization servers
 // throttle and lock out clients, not scopes: what one family learns of that
 // holds for all, and a credential that has never worked is tried by one call at
-// a time.
+// a time. What the fleet shares of it is a record in the store like any family's
+// (see client), whose token proves that the credential has worked.
 type gate struct {
 	mu sync.Mutex
 	// pause holds back whoever would call: the server asked for quiet, or
@@ -25,30 +29,50 @@ type gate struct {
 
 	// trial is held by the one call that presents an unproven credential.
 	trial chan struct{}
+	// changed is signalled when the client's record in the store changed.
+	changed chan struct{}
 }
 
 // maxRejections bounds the refused credentials that a gate remembers; a
 // configuration has one or two at a time.
 const maxRejections = 64
 
+// proofLife is how long a credential that has worked is taken for proven by
+// replicas that have not seen it work.
+const proofLife = 24 * time.Hour
+
+// errNoRecord says that the store could not tell what stands in a credential's
+// way, and the grant must not go on without knowing.
+var errNoRecord = errors.New("what is known of the client cannot be read")
+
 func newGate() *gate {
-	return &gate{rejections: make(map[string]remembered), trial: make(chan struct{}, 1)}
+	return &gate{rejections: make(map[string]remembered), trial: make(chan struct{}, 1), changed: make(chan struct{}, 1)}
 }
 
 // pass is the right to make one call.
 type pass struct {
-	g          *gate
-	credential string
-	resets     int
-	trial      bool
+	g       *gate
+	b       *Broker
+	profile *profile
+	// ctx ends with the right.
+	ctx    context.Context
+	resets int
+	// shared tells that the store is asked and told.
+	shared bool
+	// trial tells that this is the one call of this process that tries the
+	// credential, under lease the one of the fleet.
+	trial   bool
+	lease   Lease
+	release func()
 }
 
 // enter waits until p's credential may be presented. It returns the failure that
 // stands in the way instead, or why ctx ended. A password is never taken for
 // proven: presenting a changed one for several families at once locks accounts.
-func (g *gate) enter(ctx context.Context, p *Profile) (*pass, remembered, error) {
+// Shared asks the fleet as well.
+func (g *gate) enter(ctx context.Context, b *Broker, p *profile, shared bool) (*pass, remembered, error) {
 	g.mu.Lock()
-	trial := !g.trusts(p)
+	trial := !g.trusts(p.Profile)
 	g.mu.Unlock()
 	if trial {
 		select {
@@ -57,58 +81,156 @@ func (g *gate) enter(ctx context.Context, p *Profile) (*pass, remembered, error)
 			return nil, remembered{}, context.Cause(ctx)
 		}
 	}
+	pass, failure := g.admit(ctx, b, p, trial)
+	if pass == nil || !shared {
+		return pass, failure, nil
+	}
+	pass.shared = true
+	failure, err := pass.consult()
+	if failure.Kind != NoFailure || err != nil {
+		pass.leave()
+		return nil, failure, err
+	}
+	return pass, remembered{}, nil
+}
+
+// admit judges by what this process knows.
+func (g *gate) admit(ctx context.Context, b *Broker, p *profile, trial bool) (*pass, remembered) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	failure := g.failure(p.Credential, time.Now())
-	if trial && (failure.Kind != NoFailure || g.trusts(p)) { // the call before this one has told
+	if trial && (failure.Kind != NoFailure || g.trusts(p.Profile)) { // the call before this one has told
 		trial = false
 		<-g.trial
 	}
 	if failure.Kind != NoFailure {
-		return nil, failure, nil
+		return nil, failure
 	}
-	return &pass{g: g, credential: p.Credential, resets: g.resets, trial: trial}, remembered{}, nil
+	return &pass{g: g, b: b, profile: p, ctx: ctx, resets: g.resets, trial: trial}, remembered{}
 }
 
 // trusts reports whether p may call beside others. g.mu is held.
 func (g *gate) trusts(p *Profile) bool { return p.GrantType != Password && g.proven == p.Credential }
 
+// consult learns from the store what other replicas know of the client, and has
+// one call of the fleet at a time try what is not proven.
+func (p *pass) consult() (remembered, error) {
+	for p.ctx.Err() == nil {
+		start := time.Now()
+		r, err := p.b.store.Look(p.ctx, p.profile.client(), "")
+		if err != nil {
+			return p.unread(err)
+		}
+		if f := r.Failure; f != nil && f.Binds(p.profile.Credential) {
+			return p.g.learn(*f, start, p.resets), nil
+		}
+		refused := r.Failure != nil && r.Failure.Kind == Rejection
+		if !p.trial || r.Token != nil && r.Token.Remaining > 0 && !refused && p.profile.GrantType != Password {
+			p.g.prove(p)
+			return remembered{}, nil
+		}
+		a, err := p.claim(start)
+		switch {
+		case err != nil:
+			return p.unread(err)
+		case a.Verdict == Granted:
+			return remembered{}, nil
+		case a.Verdict == Busy:
+			waitFor(p.ctx, p.g.changed, min(pollInterval, a.Wait+rand.N(pollJitter)))
+		}
+	}
+	return remembered{}, context.Cause(p.ctx)
+}
+
+// claim asks for the lease of the client's record.
+func (p *pass) claim(start time.Time) (Acquisition, error) {
+	c := Claim{
+		Family: p.profile.client(), Owner: newOwner(), Length: p.b.lease, Credential: p.profile.Credential,
+		Demand: Demand{NewerThan: math.MaxInt64}, // whatever proof there is
+	}
+	a, err := p.b.store.Acquire(p.ctx, c)
+	if err == nil && a.Verdict == Granted {
+		p.lease = Lease{Family: c.Family, Owner: c.Owner, Fence: a.Fence, Length: c.Length}
+		p.ctx, p.release = p.b.hold(p.ctx, p.profile, p.lease, start)
+	}
+	return a, err
+}
+
+// unread decides about a client whose record cannot be read: a client secret is
+// refused once too often at the worst, a password may lock an account.
+func (p *pass) unread(err error) (remembered, error) {
+	if p.ctx.Err() != nil {
+		return remembered{}, context.Cause(p.ctx)
+	}
+	if p.profile.repeatable() && !p.profile.Coordinated {
+		return remembered{}, nil
+	}
+	return remembered{}, errors.Join(errNoRecord, err)
+}
+
+// settle ends the lease of the client's record, if the pass has one.
+func (p *pass) settle(ctx context.Context, end func(context.Context) error) {
+	if p.lease.Owner == "" {
+		return
+	}
+	p.release()
+	_ = detached(ctx, end) // the lease ends by itself
+	p.lease = Lease{}
+}
+
 // succeed says that the server took the credential.
-func (p *pass) succeed() {
+func (p *pass) succeed(ctx context.Context) {
+	p.settle(ctx, func(ctx context.Context) error {
+		proof := StoredToken{Access: NewSecret(p.profile.Credential), Type: "proof", Lifetime: proofLife, Remaining: proofLife}
+		_, _, err := p.b.store.Save(ctx, p.lease, Result{Token: proof})
+		return err
+	})
 	p.g.mu.Lock()
 	defer p.g.mu.Unlock()
 	defer p.letNextIn()
-	p.g.proven = p.credential
-	delete(p.g.rejections, p.credential)
+	p.g.proven = p.profile.Credential
+	delete(p.g.rejections, p.profile.Credential)
 	if p.g.pause.Kind == Transient {
 		p.g.pause = remembered{}
 	}
 }
 
 // fail says how the call failed, and what was decided about it.
-func (p *pass) fail(kind IssueErrorKind, f Failure) {
+func (p *pass) fail(ctx context.Context, kind IssueErrorKind, f Failure) {
+	rejected := kind == ClientRejected || kind == UserRejected
+	if f.Kind == NoFailure || !rejected && kind != Throttled && !(p.trial && f.Kind == Transient) {
+		return // it says nothing about the client
+	}
+	if p.lease.Owner == "" && p.shared {
+		call, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
+		p.ctx = call
+		_, _ = p.claim(time.Now()) // if another call has the lease, that one will tell
+		defer cancel()
+	}
+	p.settle(ctx, func(ctx context.Context) error {
+		_, err := p.b.store.Fail(ctx, p.lease, f)
+		return err
+	})
 	p.g.mu.Lock()
 	defer p.g.mu.Unlock()
 	defer p.letNextIn()
-	if p.resets != p.g.resets || f.Kind == NoFailure {
+	if p.resets != p.g.resets {
 		return
 	}
 	r := remembered{Failure: f, since: time.Now()}
-	switch {
-	case kind == ClientRejected, kind == UserRejected:
-		if p.g.proven == p.credential {
-			p.g.proven = ""
-		}
-		p.g.reject(p.credential, r)
-	case kind == Throttled, p.trial && f.Kind == Transient:
-		if r.rest(r.since) > p.g.pause.rest(r.since) {
-			p.g.pause = r
-		}
+	if rejected && p.g.proven == p.profile.Credential {
+		p.g.proven = ""
 	}
+	p.g.note(p.profile.Credential, r)
 }
 
-// leave says that the call came to nothing, through no fault of the server.
+// leave says that the call came to nothing, through no fault of the server. It
+// does nothing after succeed or fail.
 func (p *pass) leave() {
+	p.settle(p.ctx, func(ctx context.Context) error {
+		_, err := p.b.store.Fail(ctx, p.lease, Failure{Kind: NoFailure})
+		return err
+	})
 	p.g.mu.Lock()
 	defer p.g.mu.Unlock()
 	p.letNextIn()
@@ -119,6 +241,34 @@ func (p *pass) letNextIn() {
 	if p.trial {
 		p.trial = false
 		<-p.g.trial
+	}
+}
+
+// prove notes that another replica has seen the credential work.
+func (g *gate) prove(p *pass) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.proven = p.profile.Credential
+	p.letNextIn()
+}
+
+// learn takes over a failure that the store knows.
+func (g *gate) learn(f Failure, start time.Time, resets int) remembered {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	r := remembered{Failure: f, since: start}
+	if resets == g.resets {
+		g.note(f.Credential, r)
+	}
+	return r
+}
+
+// note remembers a failure of the client. g.mu is held.
+func (g *gate) note(credential string, r remembered) {
+	if r.Kind == Rejection {
+		g.reject(credential, r)
+	} else if r.rest(r.since) > g.pause.rest(r.since) {
+		g.pause = r
 	}
 }
 
@@ -152,6 +302,14 @@ func (g *gate) standing(credential string, now time.Time) remembered {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.failure(credential, now)
+}
+
+// hear wakes the call that waits for another replica's trial.
+func (g *gate) hear() {
+	select {
+	case g.changed <- struct{}{}:
+	default:
+	}
 }
 
 // holdsAnything reports whether something is lost by forgetting the gate.

@@ -37,6 +37,19 @@ type Profile struct {
 	Credential string
 	// Issuer obtains the grants.
 	Issuer Issuer
+	// RefreshTokens says that grants of this profile come with refresh tokens,
+	// which are spent instead of what Issuer presents otherwise.
+	RefreshTokens bool
+	// Reusable says that the server's refresh tokens can be used many times.
+	Reusable bool
+	// Grace is for how long after its use the server accepts a refresh token
+	// once more.
+	Grace time.Duration
+	// Timeout of one token request; zero means 10 seconds.
+	Timeout time.Duration
+	// Coordinated forbids token requests while the store is out of reach, also
+	// for a grant that can be repeated.
+	Coordinated bool
 	// DefaultLifetime is assumed when the server states none; zero means
 	// one hour.
 	DefaultLifetime time.Duration
@@ -54,6 +67,7 @@ const (
 	defaultLifetime      = time.Hour
 	defaultMaxTokenAge   = 24 * time.Hour
 	defaultRejectedRetry = 30 * time.Minute
+	defaultTimeout       = 10 * time.Second
 )
 
 func (p *Profile) lifetime(stated time.Duration) time.Duration {
@@ -78,11 +92,36 @@ func orDefault(d, standard time.Duration) time.Duration {
 	return standard
 }
 
-// family names what must have a single writer. For a grant that can be
-// repeated that is one identity with one set of scopes.
-func (p *Profile) family(scopes []string) string {
-	return Identity(append([]string{p.Identity}, scopes...)...)
+func (p *Profile) timeout() time.Duration { return orDefault(p.Timeout, defaultTimeout) }
+
+// family names what must have a single writer, and the place in it of a token
+// for these scopes. For a grant that can be repeated that is one identity with
+// one set of scopes. A refresh token must have one record only, so all scopes
+// of its profile share one family.
+func (p *Profile) family(scopes []string) (family, slot string) {
+	if p.RefreshTokens {
+		return Identity(p.Identity, p.Name, "consent"), Identity(scopes...)
+	}
+	return Identity(append([]string{p.Identity}, scopes...)...), ""
 }
+
+// client names the record of what is known of the profile's client under its
+// present credential, for all families.
+func (p *Profile) client() string { return Identity(p.Identity, p.Credential, "client") }
+
+// consentUse is what a flight for the profile does with refresh tokens.
+func (p *Profile) consentUse() ConsentUse {
+	switch {
+	case p.GrantType == AuthorizationCode:
+		return ConsentRequired
+	case p.RefreshTokens:
+		return ConsentPreferred
+	}
+	return NoConsent
+}
+
+// repeatable reports whether asking the server once too often harms nothing.
+func (p *Profile) repeatable() bool { return p.GrantType == ClientCredentials && !p.RefreshTokens }
 
 // canonical sorts scopes and drops repetitions: their order means nothing
 // (RFC 6749 section 3.3).

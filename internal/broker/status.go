@@ -35,7 +35,7 @@ type Status struct {
 	// LastError is nil when the last attempt succeeded.
 	LastError *LastError
 	// Served counts answers by Source since the process started.
-	Served [FromEndpoint + 1]uint64
+	Served [Uncoordinated + 1]uint64
 }
 
 // LastError is the failure that stands in a profile's way.
@@ -57,14 +57,29 @@ func (b *Broker) Status(ctx context.Context, name string) (*Status, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Status{Profile: p.Profile}
-	for i := range p.served {
-		s.Served[i] = p.served[i].Load()
-	}
 	start := time.Now()
 	r, err := b.store.Look(ctx, p.own.family, p.own.slot)
 	if err != nil {
 		r = p.own.record(start)
+	}
+	return p.status(r, start), nil
+}
+
+// Glance is Status as memory sees it, without I/O.
+func (b *Broker) Glance(name string) (*Status, error) {
+	p, err := b.profile(name)
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	return p.status(p.own.record(now), now), nil
+}
+
+// status puts a record, read at start, into an operator's words.
+func (p *profile) status(r Record, start time.Time) *Status {
+	s := &Status{Profile: p.Profile}
+	for i := range p.served {
+		s.Served[i] = p.served[i].Load()
 	}
 	if r.Token != nil && r.Token.Remaining > 0 {
 		t := newToken(*r.Token, start, p.maxTokenAge())
@@ -73,7 +88,7 @@ func (b *Broker) Status(ctx context.Context, name string) (*Status, error) {
 		}
 		s.TokenID, s.IssueTime, s.ExpireTime, s.RefreshTime = t.ID, t.IssueTime, t.ExpireTime, t.RefreshTime
 	}
-	if r.Failure != nil && r.Failure.Binds(p.Credential) {
+	if f := r.Failure; f != nil && (f.Binds(p.Credential) || f.Kind == Dead && p.consentUse() == ConsentRequired) {
 		s.LastError = lastError(p.Profile, *r.Failure, start)
 	} else if r := p.gate.standing(p.Credential, start); r.Kind != NoFailure {
 		f := r.Failure
@@ -81,7 +96,7 @@ func (b *Broker) Status(ctx context.Context, name string) (*Status, error) {
 		s.LastError = lastError(p.Profile, f, start)
 	}
 	s.describe(start)
-	return s, nil
+	return s
 }
 
 // record is what memory knows, in the store's terms.
@@ -90,10 +105,8 @@ func (e *entry) record(now time.Time) Record {
 	defer e.mu.Unlock()
 	var r Record
 	if t := e.token.Load(); t != nil {
-		r.Token = &StoredToken{
-			Access: t.Access, Type: t.Type, Scopes: t.Scopes,
-			Generation: t.generation, Lifetime: t.lifetime, Remaining: t.remaining(now),
-		}
+		stored := t.stored(now)
+		r.Token = &stored
 	}
 	if f := e.failure; f.Kind != NoFailure {
 		f.Rest, f.Age = f.rest(now), now.Sub(f.since)
@@ -116,6 +129,8 @@ func (s *Status) describe(now time.Time) {
 	switch {
 	case s.LastError != nil && s.LastError.Reason == ReasonCredentialsRejected:
 		s.State, s.Text = CredentialsRejected, "the authorization server rejects this profile"
+	case s.LastError != nil && s.LastError.Reason == ReasonAuthorizationNeeded:
+		s.State, s.Text = AuthorizationRequired, "a person must sign in: the refresh token is no longer good"
 	case s.LastError != nil:
 		s.State, s.Text = BackingOff, fmt.Sprintf("%d failed in a row; next attempt %s", s.LastError.Attempts, restText(s.LastError.NextAttempt.Sub(now)))
 	case s.TokenID != "":

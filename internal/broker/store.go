@@ -82,6 +82,11 @@ type Store interface {
 // nobody listens there. The transition did not happen.
 var ErrStoreRefused = errors.New("connection refused")
 
+// ErrUnreadable is wrapped by errors of a store that has the record and cannot
+// read it: a newer version wrote it, or it is sealed with a key that this
+// process does not have. It must be left as it is.
+var ErrUnreadable = errors.New("the record cannot be read")
+
 // Generation orders what happens to one family. It never falls. It is a number
 // of milliseconds in the store's time, or more where that went back, so that it
 // needs no counter that could be lost.

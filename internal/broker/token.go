@@ -34,6 +34,8 @@ const (
 	FromMemory Source = iota + 1
 	FromStore
 	FromEndpoint
+	// Uncoordinated: from the endpoint, because the store was out of reach.
+	Uncoordinated
 )
 
 // newToken dates a stored token. start is when the call that returned it was
@@ -53,6 +55,14 @@ func newToken(s StoredToken, start time.Time, maxAge time.Duration) *Token {
 		generation:  s.Generation,
 		lifetime:    s.Lifetime,
 		renewTime:   start.Add(min(scale(usable, between(0.75, 0.85)), scale(untilTooOld, between(0.95, 1)))),
+	}
+}
+
+// stored is the token in the store's terms.
+func (t *Token) stored(now time.Time) StoredToken {
+	return StoredToken{
+		Access: t.Access, Type: t.Type, Scopes: t.Scopes,
+		Generation: t.generation, Lifetime: t.lifetime, Remaining: t.remaining(now),
 	}
 }
 

@@ -79,6 +79,27 @@ func (s *tokenBroker) issue(ctx context.Context, r tokenRequest, rejected string
 	return token, source, nil
 }
 
+func (s *tokenBroker) RevokeToken(ctx context.Context, r *pb.RevokeTokenRequest) (*pb.RevokeTokenResponse, error) {
+	const verb = "revoke tokens of"
+	c, err := s.authorize(ctx, r.GetProfile(), pb.Operation_OPERATION_REVOKE, verb)
+	if err != nil {
+		return nil, err
+	}
+	if err := shared(r.GetJob()); err != nil {
+		return nil, err
+	}
+	revoked, err := s.broker.Revoke(ctx, r.GetProfile(), r.GetScopes(), r.GetTokenId())
+	if err != nil {
+		return nil, fromBroker(err, c, r.GetProfile(), verb)
+	}
+	out := &pb.RevokeTokenResponse{TokenId: revoked.TokenID, Outcome: pb.RevocationOutcome_REVOCATION_OUTCOME_DROPPED}
+	if revoked.Confirmed {
+		out.Outcome = pb.RevocationOutcome_REVOCATION_OUTCOME_CONFIRMED
+	}
+	s.log.Info("caller revoked a token", "caller", c.name, "profile", r.GetProfile(), "token_id", out.TokenId, "outcome", out.Outcome.String(), "request_id", requestID(ctx))
+	return out, nil
+}
+
 func (s *tokenBroker) WhoAmI(ctx context.Context, _ *pb.WhoAmIRequest) (*pb.WhoAmIResponse, error) {
 	c, ok := callerFrom(ctx)
 	if !ok {
@@ -131,6 +152,8 @@ func sourceOf(s broker.Source) pb.Source {
 		return pb.Source_SOURCE_MEMORY
 	case broker.FromStore:
 		return pb.Source_SOURCE_STORE
+	case broker.Uncoordinated:
+		return pb.Source_SOURCE_UNCOORDINATED
 	}
 	return pb.Source_SOURCE_ENDPOINT
 }

@@ -36,6 +36,8 @@ const (
 	Source_SOURCE_STORE Source = 2
 	// The authorization server, asked because of this call or while it waited.
 	Source_SOURCE_ENDPOINT Source = 3
+	// The authorization server, asked by this replica without regard to the others, because the store was out of reach.
+	Source_SOURCE_UNCOORDINATED Source = 4
 )
 
 // Enum value maps for Source.
@@ -45,12 +47,14 @@ var (
 		1: "SOURCE_MEMORY",
 		2: "SOURCE_STORE",
 		3: "SOURCE_ENDPOINT",
+		4: "SOURCE_UNCOORDINATED",
 	}
 	Source_value = map[string]int32{
-		"SOURCE_UNSPECIFIED": 0,
-		"SOURCE_MEMORY":      1,
-		"SOURCE_STORE":       2,
-		"SOURCE_ENDPOINT":    3,
+		"SOURCE_UNSPECIFIED":   0,
+		"SOURCE_MEMORY":        1,
+		"SOURCE_STORE":         2,
+		"SOURCE_ENDPOINT":      3,
+		"SOURCE_UNCOORDINATED": 4,
 	}
 )
 
@@ -1199,12 +1203,13 @@ const file_tokenbroker_v1_token_broker_proto_rawDesc = "" +
 	"\x05proof\x18\x02 \x01(\x0e2\x1d.tokenbroker.v1.IdentityProofR\x05proof\x12<\n" +
 	"\vpermissions\x18\x03 \x03(\v2\x1a.tokenbroker.v1.PermissionR\vpermissions\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x04 \x01(\tR\trequestId*Z\n" +
+	"request_id\x18\x04 \x01(\tR\trequestId*t\n" +
 	"\x06Source\x12\x16\n" +
 	"\x12SOURCE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSOURCE_MEMORY\x10\x01\x12\x10\n" +
 	"\fSOURCE_STORE\x10\x02\x12\x13\n" +
-	"\x0fSOURCE_ENDPOINT\x10\x03*y\n" +
+	"\x0fSOURCE_ENDPOINT\x10\x03\x12\x18\n" +
+	"\x14SOURCE_UNCOORDINATED\x10\x04*y\n" +
 	"\x11RevocationOutcome\x12\"\n" +
 	"\x1eREVOCATION_OUTCOME_UNSPECIFIED\x10\x00\x12 \n" +
 	"\x1cREVOCATION_OUTCOME_CONFIRMED\x10\x01\x12\x1e\n" +

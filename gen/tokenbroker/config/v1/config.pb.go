@@ -312,7 +312,7 @@ func (x *Admin) GetAddress() string {
 // Store says where replicas share tokens.
 type Store struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. Redis, 6.2 or newer. To keep everything in memory leave the whole store out.
+	// Required. Redis, 7.0 or newer. To keep everything in memory leave the whole store out.
 	Redis *Redis `protobuf:"bytes,1,opt,name=redis,proto3" json:"redis,omitempty"`
 	// Required. The Tink keyset, JSON, that seals tokens before they go to Redis. All replicas need the same one; "broker
 	// keyset new" makes one.
@@ -381,7 +381,10 @@ type Redis struct {
 	Tls *RedisTls `protobuf:"bytes,5,opt,name=tls,proto3" json:"tls,omitempty"`
 	// Optional. How long a replica that dies while it talks to an authorization server can hold others up: 1s to 30s. Default:
 	// 3s. It is renewed every third of it; shorter means more requests to Redis and less patience with a slow one.
-	Lease         *durationpb.Duration `protobuf:"bytes,6,opt,name=lease,proto3" json:"lease,omitempty"`
+	Lease *durationpb.Duration `protobuf:"bytes,6,opt,name=lease,proto3" json:"lease,omitempty"`
+	// Optional. Whether the one address is that of a Cluster: a node of it, or the configuration endpoint that a provider
+	// names. Several addresses without master_name are always a Cluster's. Default: false.
+	Cluster       bool `protobuf:"varint,7,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -456,6 +459,13 @@ func (x *Redis) GetLease() *durationpb.Duration {
 		return x.Lease
 	}
 	return nil
+}
+
+func (x *Redis) GetCluster() bool {
+	if x != nil {
+		return x.Cluster
+	}
+	return false
 }
 
 // RedisTls says how Redis proves itself, and the broker to it. All files are PEM and read again when they change.
@@ -1910,7 +1920,7 @@ const file_tokenbroker_config_v1_config_proto_rawDesc = "" +
 	"\radmin.address\x12-must be host:port, for example 127.0.0.1:7444\x1a<this.matches(r'^([^\\s:/]*|\\[[0-9A-Fa-f:.%]+\\]):[0-9]{1,5}$')\xd8\x01\x01R\aaddress\"\x97\x01\n" +
 	"\x05Store\x12:\n" +
 	"\x05redis\x18\x01 \x01(\v2\x1c.tokenbroker.config.v1.RedisB\x06\xbaH\x03\xc8\x01\x01R\x05redis\x12R\n" +
-	"\x11encryption_keyset\x18\x02 \x01(\v2\x1d.tokenbroker.config.v1.SecretB\x06\xbaH\x03\xc8\x01\x01R\x10encryptionKeyset\"\xde\x03\n" +
+	"\x11encryption_keyset\x18\x02 \x01(\v2\x1d.tokenbroker.config.v1.SecretB\x06\xbaH\x03\xc8\x01\x01R\x10encryptionKeyset\"\xff\x04\n" +
 	"\x05Redis\x12\xd4\x01\n" +
 	"\taddresses\x18\x01 \x03(\tB\xb5\x01\xbaH\xb1\x01\xba\x01\xa4\x01\n" +
 	"\x0fredis.addresses\x12Heach address must be host:port, for example redis:6379, without redis://\x1aGthis.all(a, a.matches(r'^([^\\s:/@]+|\\[[0-9A-Fa-f:.%]+\\]):[0-9]{1,5}$'))\x92\x01\x06\b\x01\x10d\x18\x01R\taddresses\x12)\n" +
@@ -1919,7 +1929,9 @@ const file_tokenbroker_config_v1_config_proto_rawDesc = "" +
 	"\busername\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\busername\x129\n" +
 	"\bpassword\x18\x04 \x01(\v2\x1d.tokenbroker.config.v1.SecretR\bpassword\x121\n" +
 	"\x03tls\x18\x05 \x01(\v2\x1f.tokenbroker.config.v1.RedisTlsR\x03tls\x12?\n" +
-	"\x05lease\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x02\b\x1e2\x02\b\x01R\x05lease\"\xbc\x02\n" +
+	"\x05lease\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x02\b\x1e2\x02\b\x01R\x05lease\x12\x18\n" +
+	"\acluster\x18\a \x01(\bR\acluster:\x84\x01\xbaH\x80\x01\x1a~\n" +
+	"\rredis.cluster\x12DSentinels do not watch over a Cluster: remove cluster or master_name\x1a'!this.cluster || this.master_name == ''\"\xbc\x02\n" +
 	"\bRedisTls\x12\x18\n" +
 	"\x02ca\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x02ca\x12*\n" +
 	"\vcertificate\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\vcertificate\x12)\n" +

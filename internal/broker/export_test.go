@@ -1,0 +1,4 @@
+package broker
+
+// FamilyOf names the record and the place in it of the profile's own token.
+func FamilyOf(p *Profile) (family, slot string) { return p.family(canonical(p.Scopes)) }

@@ -1,0 +1,114 @@
+package broker
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// Revocation tells what became of a token that was to be revoked.
+type Revocation struct {
+	// TokenID of the token that was dropped; empty if there was none.
+	TokenID string
+	// Confirmed tells that the authorization server revoked it, too.
+	Confirmed bool
+}
+
+// rememberDropped is how much longer than a dropped token would have lived its
+// id is known as dropped, for clocks that differ.
+const rememberDropped = 10 * time.Minute
+
+// Revoke drops a token of the profile for good, the current one if id is empty,
+// and asks the authorization server to revoke it. The error is an *Error or
+// ctx's; what the server says is not an error.
+func (b *Broker) Revoke(ctx context.Context, name string, scopes []string, id string) (Revocation, error) {
+	p, err := b.profile(name)
+	if err != nil {
+		return Revocation{}, err
+	}
+	e := p.own
+	if len(scopes) > 0 {
+		if e, err = b.subset(p, scopes); err != nil {
+			return Revocation{}, err
+		}
+	}
+	known, err := e.current(ctx)
+	if id == "" && known == nil {
+		if err != nil {
+			return Revocation{}, storeUnavailable(p.Profile, "revoking the token of", err)
+		}
+		return Revocation{}, nil
+	}
+	remember := p.maxTokenAge()
+	if known != nil && (id == "" || id == known.ID) {
+		id, remember = known.ID, known.remaining(time.Now())
+	} else {
+		known = nil
+	}
+	// Here at once, whatever comes of the rest.
+	e.mu.Lock()
+	e.drop(id)
+	drop := Drop{Family: e.family, Operation: newOwner(), Token: id, Remember: remember + rememberDropped, Floor: e.floor}
+	e.mu.Unlock()
+
+	var dropped Dropped
+	for range 3 {
+		if err = detached(ctx, func(ctx context.Context) (err error) {
+			dropped, err = b.store.Drop(ctx, drop)
+			return err
+		}); err == nil {
+			break
+		}
+	}
+	b.reach.observe(err)
+	if err == nil && known == nil {
+		for _, t := range dropped.Access {
+			known = &Token{Access: t, ID: t.ID()}
+		}
+	}
+	r := Revocation{TokenID: id}
+	said := "the authorization server was not asked: the token itself is not known here"
+	if known != nil {
+		r.Confirmed, said = b.revoke(ctx, p, e, known.Access, err == nil)
+	}
+	b.log.Info("token revoked", "profile", p.Name, "token_id", id, "confirmed", r.Confirmed)
+	if err != nil {
+		failed := storeUnavailable(p.Profile, "revoking the token of", err)
+		failed.Text = fmt.Sprintf("revoking token %s of profile %s: the store is out of reach, so other replicas may hand it out until it is back; this one does not any more, and %s", id, p.Name, said)
+		return r, failed
+	}
+	return r, nil
+}
+
+// current is the token that callers get now, from memory or else the store.
+func (e *entry) current(ctx context.Context) (*Token, error) {
+	start := time.Now()
+	r, err := e.b.store.Look(ctx, e.family, e.slot)
+	e.b.reach.observe(err)
+	if err == nil {
+		e.keep(r.Token, start)
+	}
+	if t := e.token.Load(); t != nil && t.remaining(time.Now()) > 0 {
+		return t, nil
+	}
+	return nil, err
+}
+
+// revoke asks the server, and tells the store when it has confirmed. It returns
+// what the server said.
+func (b *Broker) revoke(ctx context.Context, p *profile, e *entry, token Secret, confirm bool) (confirmed bool, said string) {
+	revoker, ok := p.Issuer.(Revoker)
+	if !ok {
+		return false, "the authorization server offers no revocation"
+	}
+	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.timeout())
+	defer cancel()
+	if err := revoker.Revoke(call, token, AccessToken); err != nil {
+		b.log.Warn("token not revoked at the authorization server", "profile", p.Name, "token_id", token.ID(), "error", err)
+		return false, "the authorization server did not confirm it: " + err.Error()
+	}
+	if confirm {
+		_ = detached(ctx, func(ctx context.Context) error { return b.store.Confirm(ctx, e.family, token.ID()) }) // it is forgotten in time anyway
+	}
+	return true, "the authorization server has revoked it"
+}
