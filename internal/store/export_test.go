@@ -18,7 +18,8 @@ func (m *Memory) Suspend(d time.Duration) (ok bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, r := range m.families {
-		ok = r.token != nil && testclock.Suspend(&r.token.ends, d)
+		t := r.tokens[""]
+		ok = t != nil && testclock.Suspend(&t.ends, d)
 	}
 	return ok
 }

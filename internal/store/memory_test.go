@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,9 +15,24 @@ import (
 func TestMemory(t *testing.T) {
 	storetest.Run(t, func(t *testing.T, history func(*testing.T, storetest.Subject)) {
 		synctest.Test(t, func(t *testing.T) {
-			history(t, storetest.Subject{Store: store.NewMemory(), Advance: time.Sleep})
+			history(t, memory())
 		})
 	})
+}
+
+func TestMemoryWalks(t *testing.T) {
+	for range 200 {
+		seed := rand.Uint64()
+		synctest.Test(t, func(t *testing.T) { storetest.Walk(t, memory(), seed, 300) })
+	}
+}
+
+// memory in virtual time.
+func memory() storetest.Subject {
+	return storetest.Subject{
+		Store: store.NewMemory(), Advance: time.Sleep,
+		Keeps: "memory is lost with the process only, and then nobody is left to put anything back",
+	}
 }
 
 func TestMemoryForgetsWhatHoldsNothing(t *testing.T) {

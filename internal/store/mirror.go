@@ -1,0 +1,450 @@
+package store
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/tokenbroker/tokenbroker/internal/broker"
+)
+
+// mirror is what this process last read or wrote of each family that it uses:
+// sealed values as they are, generations, tombstones, failures. Redis may lose
+// what it acknowledged, or go back in time; what the mirror has is then joined
+// back. A mirror only ever grows by joins, so the order in which replies come in
+// does not matter, and an older truth changes nothing.
+//
+// It also keeps what Redis has not taken in yet.
+type mirror struct {
+	// clock is this machine's, which a test may move.
+	clock func() time.Time
+
+	mu       sync.Mutex
+	families map[string]*mirrored
+	// redisTime is what Redis said last, at the instant heard.
+	redisTime int64
+	heard     time.Time
+}
+
+// mirrored is one family.
+type mirrored struct {
+	content fields
+	// stamp of the record in Redis that has this very content: empty is no
+	// record, unsure is none that is known to.
+	stamp string
+	// highest generation and fence seen, and the generation that subscribers
+	// were told of.
+	highest, announced int64
+	// told are the dropped ids that subscribers were told of.
+	told map[string]bool
+	used time.Time
+
+	// drops that Redis has not confirmed, oldest first.
+	drops []lateDrop
+	// tokens by slot that were obtained without the store.
+	tokens map[string]lateToken
+}
+
+// lateDrop is a drop that was asked for while Redis did not answer. What is
+// newer does not fall under it.
+type lateDrop struct {
+	broker.Drop
+	since time.Time
+	// remember holds the ids of tokens that only this process knew, until
+	// each is forgotten.
+	remember map[string]time.Time
+}
+
+// lateToken is a token that Redis is to take in.
+type lateToken struct {
+	broker.StoredToken
+	ends time.Time
+}
+
+// unsure is the stamp of no record.
+const unsure = "?"
+
+func newMirror(clock func() time.Time) *mirror {
+	return &mirror{clock: clock, families: make(map[string]*mirrored)}
+}
+
+// known is what a call says of a family that it is about.
+type known struct {
+	stamp string
+	// floor is the highest generation seen.
+	floor int64
+	// late tells that Redis has yet to take in a drop or a token.
+	late bool
+	// consent is its register.
+	consent string
+}
+
+// use notes that the family is in use.
+func (m *mirror) use(family string) known {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f := m.family(family)
+	f.used = m.clock()
+	return known{stamp: f.stamp, floor: f.highest, late: len(f.drops) > 0, consent: f.content["r"]}
+}
+
+// family returns what is known of it. m.mu is held.
+func (m *mirror) family(name string) *mirrored {
+	f := m.families[name]
+	if f == nil {
+		f = &mirrored{content: fields{}, told: make(map[string]bool), tokens: make(map[string]lateToken)}
+		m.families[name] = f
+	}
+	return f
+}
+
+// has reports whether the family is one that this process uses.
+func (m *mirror) has(family string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.families[family] != nil
+}
+
+// wrote takes in the reply of a transition of this process's own. It returns the
+// change to announce, or nil, and whether the mirror now has what Redis has.
+func (m *mirror) wrote(family string, r reply) (change *broker.Change, agrees bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f := m.family(family)
+	agrees = r.before == f.stamp || r.after == f.stamp
+	change = m.learn(family, r, r.delta)
+	switch {
+	case r.after == f.stamp: // an event was quicker
+		return nil, true
+	case agrees:
+		f.stamp = r.after
+	}
+	if r.before == r.after {
+		return nil, agrees
+	}
+	return change, agrees
+}
+
+// read takes in the record as Redis has it. It returns the change to announce, or
+// nil, and what to put back into Redis, or nil if it has all that is known here.
+// tried tells that this was done just now: what Redis has not taken, it will not.
+func (m *mirror) read(family string, r reply, tried bool) (change *broker.Change, missing fields) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f := m.family(family)
+	view := fields{}
+	for name, value := range r.out {
+		if isContent(name) {
+			view[name] = value
+		}
+	}
+	for _, name := range append(view.slots(), "r") { // sealed values that Redis need not send
+		if value := view[name]; value != "" && value == f.content[name] {
+			if sealed, ok := f.content[sealedField(name)]; ok {
+				view[sealedField(name)] = sealed
+			}
+		}
+	}
+	if !tried && !view.knows(f.content, r.now) {
+		missing = maps.Clone(f.content)
+	}
+	news := r.after != f.stamp
+	change = m.learn(family, r, view)
+	if missing == nil {
+		f.stamp = r.after
+	}
+	if !news {
+		return nil, missing
+	}
+	return change, missing
+}
+
+// learn joins what came from Redis into the mirror, and returns what
+// subscribers may want to hear. m.mu is held.
+func (m *mirror) learn(family string, r reply, came fields) *broker.Change {
+	m.redisTime, m.heard = r.now, m.clock()
+	f := m.family(family)
+	before := maps.Clone(f.content)
+	f.highest = max(f.highest, r.generation, r.fence)
+	f.content.join(came, r.now)
+	change := &broker.Change{Family: family, Dropped: f.dropped(before, came)}
+	if r.generation > f.announced {
+		f.announced = r.generation
+		change.Generation = broker.Generation(r.generation)
+	}
+	change.Reset = f.content.number("rs") > before.number("rs")
+	return change
+}
+
+// dropped returns the ids of access tokens that Redis says are out of service,
+// each once.
+func (f *mirrored) dropped(before, came fields) (ids []string) {
+	tell := func(id string) {
+		if !f.told[id] {
+			f.told[id] = true
+			ids = append(ids, id)
+		}
+	}
+	for id := range f.told {
+		if _, ok := f.content["t:"+id]; !ok && came["t:"+id] == "" {
+			delete(f.told, id)
+		}
+	}
+	refresh, _ := parseRegister(before["r"])
+	for name := range came {
+		id, ok := strings.CutPrefix(name, "t:")
+		if ok && id != refresh.id && (refresh.rest == nil || id != refresh.origin()) {
+			tell(id)
+		}
+	}
+	for _, name := range before.slots() { // that a drop of the grant has swept away
+		r, ok := parseRegister(before[name])
+		if ok && r.inService && r.generation <= f.content.number("d") {
+			tell(r.id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// buried reports whether the token with this id must not be served, whatever
+// Redis says.
+func (m *mirror) buried(family, id string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f := m.families[family]
+	return f != nil && f.content.buried(id, m.now())
+}
+
+// now is Redis time, as far as this process knows it. m.mu is held.
+func (m *mirror) now() int64 {
+	now := m.clock()
+	if m.heard.IsZero() {
+		return now.UnixMilli()
+	}
+	return m.redisTime + now.Sub(m.heard).Milliseconds()
+}
+
+// registers of a family, for a reader that tells what it knows.
+func (m *mirror) registers(family string) (stamp string, registers []any) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f := m.family(family)
+	for _, name := range append(f.content.slots(), "r") {
+		if value, ok := f.content[name]; ok {
+			registers = append(registers, name, value)
+		}
+	}
+	return f.stamp, registers
+}
+
+// agrees reports whether the mirror has the record that was read.
+func (m *mirror) agrees(family string, r reply) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.family(family).stamp == r.after
+}
+
+// floor is the highest generation of the family that was seen.
+func (m *mirror) floor(family string) int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.family(family).highest
+}
+
+// doubt says that nobody knows what became of a transition.
+func (m *mirror) doubt(family string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.family(family).stamp = unsure
+}
+
+// forget drops a sealed refresh token that was found damaged.
+func (m *mirror) forget(family, sealed string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if f := m.family(family); f.content["rt"] == sealed {
+		f.content.remove("r")
+	}
+}
+
+// dropLate remembers a drop that Redis has not confirmed. The tokens are out of
+// service here at once.
+func (m *mirror) dropLate(d broker.Drop) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f, now := m.family(d.Family), m.clock()
+	if slices.ContainsFunc(f.drops, func(l lateDrop) bool { return l.Operation == d.Operation }) {
+		return
+	}
+	late := lateDrop{Drop: d, since: now, remember: make(map[string]time.Time)}
+	late.Floor = max(d.Floor, broker.Generation(f.highest))
+	for _, id := range f.ids(d) {
+		late.remember[id] = now.Add(d.Remember)
+		f.content.bury(id, m.now()+d.Remember.Milliseconds())
+	}
+	f.content.settle(m.now())
+	for slot, t := range f.tokens {
+		if d.Token == "" || t.Access.ID() == d.Token {
+			delete(f.tokens, slot)
+		}
+	}
+	f.drops = append(f.drops, late)
+	f.stamp = unsure
+}
+
+// ids that a drop is about, as far as they are known here.
+func (f *mirrored) ids(d broker.Drop) (ids []string) {
+	if d.Token != "" {
+		return []string{d.Token}
+	}
+	for _, name := range append(f.content.slots(), "r") {
+		if r, ok := f.content.register(name); ok && r.inService {
+			ids = append(ids, r.id)
+		}
+	}
+	for _, t := range f.tokens {
+		ids = append(ids, t.Access.ID())
+	}
+	return ids
+}
+
+// lateDrops of a family.
+func (m *mirror) lateDrops(family string) []lateDrop {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.family(family).drops)
+}
+
+// dropDone forgets a late drop: Redis has taken it in.
+func (m *mirror) dropDone(family, operation string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f := m.family(family)
+	f.drops = slices.DeleteFunc(f.drops, func(l lateDrop) bool { return l.Operation == operation })
+}
+
+// remembered are the late tokens that a drop is about, by when to forget them.
+func (m *mirror) remembered(d broker.Drop) map[string]time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	remember := make(map[string]time.Time)
+	for _, t := range m.family(d.Family).tokens {
+		if id := t.Access.ID(); d.Token == "" || d.Token == id {
+			remember[id] = m.clock().Add(d.Remember)
+		}
+	}
+	return remember
+}
+
+// takeTokens removes and returns the late tokens that a drop is about.
+func (m *mirror) takeTokens(family, id string) (taken []broker.Secret) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f := m.family(family)
+	for slot, t := range f.tokens {
+		if id == "" || t.Access.ID() == id {
+			taken = append(taken, t.Access)
+			delete(f.tokens, slot)
+		}
+	}
+	return taken
+}
+
+// restore keeps a token that Redis is to take in.
+func (m *mirror) restore(family, slot string, t broker.StoredToken) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.family(family).tokens[slot] = lateToken{StoredToken: t, ends: m.clock().Add(t.Remaining)}
+}
+
+// lateTokens of a family by slot, with what each has left.
+func (m *mirror) lateTokens(family string) map[string]broker.StoredToken {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	late, now := make(map[string]broker.StoredToken), m.clock()
+	for slot, t := range m.family(family).tokens {
+		t.Remaining = broker.Until(now, t.ends)
+		late[slot] = t.StoredToken
+	}
+	return late
+}
+
+// restored forgets a late token, unless there is another one by now.
+func (m *mirror) restored(family, slot string, t broker.StoredToken) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f := m.family(family)
+	if late, ok := f.tokens[slot]; ok && late.Access.Equal(t.Access) {
+		delete(f.tokens, slot)
+	}
+}
+
+// idleAfter is for how long a family is kept that nobody uses and that holds
+// nothing.
+const idleAfter = time.Hour
+
+// sweepable lists the families to look after, those with a consent first: all,
+// or only those used within a time. It forgets those that hold nothing.
+func (m *mirror) sweepable(within time.Duration) (names []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now, redisNow := m.clock(), m.now()
+	consented := func(name string) bool { return m.families[name].content["r"] != "" }
+	for name, f := range m.families {
+		switch idle := now.Sub(f.used); {
+		case idle > idleAfter && f.empty(redisNow):
+			delete(m.families, name)
+		case within == 0 || idle <= within:
+			names = append(names, name)
+		}
+	}
+	slices.SortFunc(names, func(a, b string) int {
+		switch {
+		case consented(a) == consented(b):
+			return strings.Compare(a, b)
+		case consented(a):
+			return -1
+		}
+		return 1
+	})
+	return names
+}
+
+// empty reports whether nothing would be lost by forgetting the family.
+func (f *mirrored) empty(now int64) bool {
+	if len(f.drops)+len(f.tokens) > 0 {
+		return false
+	}
+	f.content.prune(now)
+	for name := range f.content {
+		switch {
+		case name == "r", strings.HasPrefix(name, "t:"):
+			return false
+		case strings.HasPrefix(name, "s:"):
+			if r, ok := f.content.register(name); ok && !r.over(now) {
+				return false
+			}
+		}
+	}
+	_, _, stands := f.content.failure(now)
+	return !stands
+}
+
+// differs reports whether a family must be compared with a record that has this
+// stamp.
+func (m *mirror) differs(family, stamp string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f := m.families[family]
+	return f != nil && (f.stamp != stamp || len(f.drops)+len(f.tokens) > 0)
+}
+
+// size is how many families are kept.
+func (m *mirror) size() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.families)
+}
