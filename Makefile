@@ -1,5 +1,6 @@
 # The workshop. "make" lists what there is; "make check" is all that CI runs.
-# It needs Go, git and make, and a C compiler for the race detector (the tests install one where they can).
+# It needs Go, git and make; the tests a C compiler, for the race detector, and redis-server (they install both where
+# they can).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -10,6 +11,9 @@ MAKEFLAGS += --no-builtin-rules
 FUZZTIME ?= 30s
 # Which packages test, bench and fuzz look at.
 PKG ?= ./...
+# For how long chaos runs, and from which seed; empty draws one.
+CHAOSTIME ?= 10m
+CHAOSSEED ?=
 
 # Tools are built once per Go version and per tools/go.mod; a tool that an older Go has built may not understand the
 # code of a newer one.
@@ -27,8 +31,18 @@ build: ## Build bin/broker.
 
 .PHONY: test
 test: ## Run all tests under the race detector; PKG=./internal/... for some.
-	scripts/need.sh cc
+	scripts/need.sh cc redis-server
 	CGO_ENABLED=1 go test -race -timeout 10m $(PKG)
+
+.PHONY: faults
+faults: ## Run the whole fault matrix on a fleet of replicas; it takes half an hour.
+	scripts/need.sh redis-server
+	go test -tags faults -count=1 -timeout 60m -v ./internal/fleet
+
+.PHONY: chaos
+chaos: ## Break a fleet at random for CHAOSTIME; CHAOSSEED=N repeats a run.
+	scripts/need.sh redis-server
+	CHAOSTIME='$(CHAOSTIME)' CHAOSSEED='$(CHAOSSEED)' go test -tags chaos -count=1 -timeout 0 -v -run TestChaos ./internal/fleet
 
 .PHONY: check
 check: ## Run all that CI runs.

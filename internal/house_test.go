@@ -50,10 +50,15 @@ func TestWhoMayKnowWhom(t *testing.T) {
 		"internal/store/storetest":  {"internal/broker"},
 		"internal/vantage":          {"internal/broker", "internal/oauth"},
 		"internal/vantage/sandbox":  {},
-		"internal/config":           {"internal/broker", "internal/oauth", "internal/vantage", "gen/tokenbroker/config/v1"},
+		"internal/config":           {"internal/broker", "internal/oauth", "internal/store", "internal/vantage", "gen/tokenbroker/config/v1"},
 		"internal/service":          {"internal/broker", "gen/tokenbroker/v1"},
 		"internal/testca":           {},
 		"internal/testclock":        {},
+		"internal/testproc":         {},
+		"internal/testredis":        {"internal/testca", "internal/testproc"},
+		"internal/faultproxy":       {"internal/testproc"},
+		"internal/fleet":            {"gen/tokenbroker/v1"},
+		"internal/fleet/crowd":      {"internal/fleet"},
 		"internal/console":          {"internal/broker"},
 		"gen/tokenbroker/v1":        {},
 		"gen/tokenbroker/config/v1": {},
@@ -78,7 +83,7 @@ func TestWhoMayKnowWhom(t *testing.T) {
 
 func TestWhoMayKnowWhichLibrary(t *testing.T) {
 	for library, users := range map[string][]string{
-		"google.golang.org/grpc":     {"internal/service", "cmd/broker", "client", "gen/tokenbroker/v1"},
+		"google.golang.org/grpc":     {"internal/service", "internal/fleet", "cmd/broker", "client", "gen/tokenbroker/v1"},
 		"github.com/redis/go-redis":  {"internal/store"},
 		"gopkg.in/yaml":              {"internal/config"},
 		"buf.build/go/protoyaml":     {"internal/config"},
@@ -86,9 +91,9 @@ func TestWhoMayKnowWhichLibrary(t *testing.T) {
 		"github.com/go-jose/go-jose": {"internal/vantage/sandbox"},
 		"github.com/fsnotify":        {"internal/config"},
 		"github.com/spf13/cobra":     {"cmd/broker"},
-		"google.golang.org/protobuf": {"internal/service", "internal/config", "cmd/broker", "gen/tokenbroker/v1", "gen/tokenbroker/config/v1"},
+		"google.golang.org/protobuf": {"internal/service", "internal/fleet", "internal/config", "cmd/broker", "gen/tokenbroker/v1", "gen/tokenbroker/config/v1"},
 		"github.com/prometheus":      {"internal/console", "internal/service", "cmd/broker"},
-		"crypto/tls":                 {"internal/testca", "internal/oauth", "internal/config", "internal/service", "cmd/broker"},
+		"crypto/tls":                 {"internal/testca", "internal/testredis", "internal/oauth", "internal/store", "internal/config", "internal/service", "cmd/broker"},
 	} {
 		for _, p := range packages(t) {
 			for _, i := range p.Imports {

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes sure that programs the tests need are there, installing them with the system's package manager where possible.
 #
-#   need.sh cc ...
+#   need.sh cc redis-server ...
 #
 # To add one: a case in have() and one in package().
 set -euo pipefail
@@ -10,6 +10,8 @@ set -euo pipefail
 have() {
   case $1 in
     cc) command -v "$(go env CC | cut -d' ' -f1)" >/dev/null && echo 'int main(void) { return 0; }' | $(go env CC) -x c -o /dev/null - >/dev/null 2>&1 ;;
+    # 7.0 is the first that can build a Cluster the way the tests do.
+    redis-server) command -v redis-server >/dev/null && redis-server --version | grep -Eq ' v=([7-9]|[1-9][0-9])\.' ;;
     *) command -v "$1" >/dev/null ;;
   esac
 }
@@ -18,6 +20,7 @@ have() {
 why() {
   case $1 in
     cc) echo "a C compiler, for the race detector" ;;
+    redis-server) echo "redis-server 7.0 or newer, for the tests" ;;
     *) echo "$1, for the tests" ;;
   esac
 }
@@ -28,6 +31,9 @@ package() {
     apt-get:cc) echo gcc libc6-dev ;;
     dnf:cc) echo gcc glibc-devel ;;
     apk:cc) echo gcc musl-dev ;;
+    # Some systems start it as a service then. The tests run servers of their own, on other ports than 6379.
+    apt-get:redis-server) echo redis-server redis-tools ;;
+    dnf:redis-server | apk:redis-server) echo redis ;;
     *) echo "$2" ;;
   esac
 }

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/vantage/sandbox"
 )
 
@@ -52,7 +53,7 @@ type outcome struct {
 }
 
 // command runs the binary to its end.
-func command(t *testing.T, args ...string) outcome {
+func command(t testing.TB, args ...string) outcome {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -198,6 +199,7 @@ type stage struct {
 	dir     string
 	vantage *sandbox.Server
 	url     string
+	keyset  broker.Secret // of the store, if there is one
 }
 
 func newStage(t testing.TB) *stage {

@@ -86,8 +86,8 @@ func newRoot() *cobra.Command {
 		}
 	}
 	add("server", newDev(), newServe(), newCheck(), newSandbox(), newHealthcheck())
-	add("caller", newToken(), newRefresh(), newWhoami())
-	add("operator", newProfiles(), newReset())
+	add("caller", newToken(), newRefresh(), newRevoke(), newWhoami())
+	add("operator", newProfiles(), newReset(), newKeyset())
 	root.AddCommand(newVersion())
 	return root
 }

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"slices"
 	"sync/atomic"
 	"syscall"
 
@@ -17,6 +18,7 @@ import (
 
 	"github.com/tokenbroker/tokenbroker/internal/config"
 	"github.com/tokenbroker/tokenbroker/internal/service"
+	"github.com/tokenbroker/tokenbroker/internal/store"
 )
 
 func newServe() *cobra.Command {
@@ -24,8 +26,8 @@ func newServe() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve --config FILE",
 		Short: "Run the server",
-		Long: "Run the server. It starts whether or not any authorization server can be reached;\nonly a bad config stops it. SIGHUP, and any change of the config or of a file that\n" +
-			"it names, loads the config again, all or nothing: if the new one is bad, its\nmistakes are logged and the old one stays. On SIGTERM calls that wait for a token\nare sent to another replica, others finish.",
+		Long: "Run the server. It starts whether or not Redis, or any authorization server, can\nbe reached; only a bad config stops it. SIGHUP, and any change of the config or of\na file that " +
+			"it names, loads the config again, all or nothing: if the new one is\nbad, its mistakes are logged and the old one stays. On SIGTERM calls that wait for\na token are sent to another replica, others finish.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return serve(cmd.Context(), path, cmd.ErrOrStderr())
 		},
@@ -62,7 +64,7 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 	log := newLogger(stderr, c.Log.Format, &level)
 
 	var settings atomic.Pointer[tls.Config]
-	o := serverOptions{log: log, reflection: c.Server.Reflection}
+	o := serverOptions{log: log, reflection: c.Server.Reflection, store: c.Store}
 	if c.Server.TLS != nil {
 		o.tls = settings.Load
 	}
@@ -77,6 +79,9 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 		}
 		level.Set(c.Log.Level)
 		settings.Store(c.Server.TLS)
+		if c.Store != nil {
+			s.redis.Use(c.Store.Access)
+		}
 		s.configure(c.Profiles, policy)
 		for _, w := range c.Warnings {
 			log.Warn("config", "file", w.File, "line", w.Line, "column", w.Column, "path", w.Path, "warning", w.Message)
@@ -171,6 +176,7 @@ func (r *reloader) reload() {
 // fits refuses what cannot change under a running server.
 func (r *reloader) fits(next *config.Config) error {
 	was, is := r.current, next
+	wasRedis, isRedis := redisOf(was), redisOf(is)
 	for _, c := range []struct {
 		field   string
 		changed bool
@@ -179,6 +185,12 @@ func (r *reloader) fits(next *config.Config) error {
 		{"server.tls", (was.Server.TLS == nil) != (is.Server.TLS == nil)},
 		{"server.reflection", was.Server.Reflection != is.Server.Reflection},
 		{"admin.address", was.Admin.Address != is.Admin.Address},
+		{"store", (was.Store == nil) != (is.Store == nil)},
+		{"store.redis.addresses", !slices.Equal(wasRedis.Addresses, isRedis.Addresses)},
+		{"store.redis.master_name", wasRedis.MasterName != isRedis.MasterName},
+		{"store.redis.cluster", wasRedis.Cluster != isRedis.Cluster},
+		{"store.redis.username", wasRedis.Username != isRedis.Username},
+		{"store.redis.lease", wasRedis.Lease != isRedis.Lease},
 		{"log.format", was.Log.Format != is.Log.Format},
 	} {
 		if c.changed {
@@ -186,6 +198,14 @@ func (r *reloader) fits(next *config.Config) error {
 		}
 	}
 	return nil
+}
+
+// redisOf is how the store is reached; the zero value without one.
+func redisOf(c *config.Config) store.RedisOptions {
+	if c.Store == nil {
+		return store.RedisOptions{}
+	}
+	return c.Store.Redis
 }
 
 func policyOf(c *config.Config) (*service.Policy, error) {

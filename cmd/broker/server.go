@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/tokenbroker/tokenbroker/internal/broker"
+	"github.com/tokenbroker/tokenbroker/internal/config"
 	"github.com/tokenbroker/tokenbroker/internal/console"
 	"github.com/tokenbroker/tokenbroker/internal/service"
 	"github.com/tokenbroker/tokenbroker/internal/store"
@@ -30,6 +31,7 @@ const drainTimeout = 25 * time.Second
 // server is one replica: the broker, its gRPC door and its admin door.
 type server struct {
 	log      *slog.Logger
+	redis    *store.Redis // nil: tokens are in the memory of this process only
 	broker   *broker.Broker
 	service  *service.Service
 	metrics  *console.Metrics
@@ -41,6 +43,7 @@ type serverOptions struct {
 	log        *slog.Logger
 	tls        func() *tls.Config // nil: no TLS
 	reflection bool
+	store      *config.Store // nil: memory
 }
 
 // newServer builds a replica without profiles; configure gives it some.
@@ -50,18 +53,27 @@ func newServer(o serverOptions) (*server, error) {
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	ours := prometheus.WrapRegistererWithPrefix("token_broker_", registry)
 	s.metrics = console.NewMetrics(ours, buildVersion())
-	s.broker = broker.New(store.NewMemory(), broker.Options{Logger: o.log, Observe: s.metrics.Observe})
+	b := broker.Options{Logger: o.log, Observe: s.metrics.Observe}
+	var shared broker.Store = store.NewMemory()
+	if o.store != nil {
+		if err := s.share(o.store); err != nil {
+			return nil, err
+		}
+		shared, b.Lease = s.redis, o.store.Redis.Lease
+		ours.MustRegister(console.Store(s.storeStats))
+	}
+	s.broker = broker.New(shared, b)
 	ours.MustRegister(console.Profiles(s.broker))
 	var err error
 	s.service, err = service.New(service.Options{
 		Broker: s.broker, Logger: o.log, Registerer: ours, TLS: o.tls, Reflection: o.reflection,
 	})
 	if err != nil {
-		s.broker.Close()
+		s.close()
 		return nil, err
 	}
 	s.admin = &http.Server{
-		Handler:           console.Handler(console.Options{Ready: s.missing, Gatherer: registry, Version: buildVersion()}),
+		Handler:           console.Handler(console.Options{Ready: s.missing, Degraded: s.degraded, Gatherer: registry, Version: buildVersion()}),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      30 * time.Second,
@@ -115,13 +127,21 @@ func (s *server) run(ctx context.Context, calls, admin net.Listener) error {
 		s.service.Drain()
 		s.broker.Drain()
 		s.service.Shutdown(limit)
-		s.broker.Close()
+		s.close()
 		if err := s.admin.Shutdown(limit); err != nil {
 			return s.admin.Close()
 		}
 		return nil
 	})
 	return g.Wait()
+}
+
+// close returns when nothing of the broker and its store runs any more.
+func (s *server) close() {
+	s.broker.Close()
+	if s.redis != nil {
+		s.redis.Close()
+	}
 }
 
 // listen is net.Listen for a TCP address or a unix socket. A socket that a dead

@@ -4,8 +4,8 @@
 // The file is YAML in the shape of the message Config of
 // tokenbroker.config.v1. A load goes through it in stages:
 //
-//	text ─► nodes ─► shape ─► rules ─► secrets, certificates ─► profiles
-//	        yaml.go  shape.go rules.go secrets.go, tls.go       profiles.go
+//	text ─► nodes ─► shape ─► rules ─► secrets, certificates ─► store, profiles
+//	        yaml.go  shape.go rules.go secrets.go, tls.go       store.go, profiles.go
 //
 // The idea is that no stage stops at a mistake. It notes a [Problem] with the
 // place in the file, leaves the mistaken part out and goes on with the rest, so
@@ -31,6 +31,7 @@ import (
 
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/oauth"
+	"github.com/tokenbroker/tokenbroker/internal/store"
 )
 
 // Config is a configuration in which everything has been found right. Defaults
@@ -40,6 +41,9 @@ type Config struct {
 	Server Server
 	// Admin says where operators reach health, metrics and the console.
 	Admin Admin
+	// Store says where replicas share tokens; nil means in memory, which is not
+	// shared.
+	Store *Store
 	// Log says what the server writes about itself.
 	Log Log
 	// Profiles, in the file's order; one at least.
@@ -74,6 +78,14 @@ type Admin struct {
 	Address string
 }
 
+// Store says where replicas share tokens.
+type Store struct {
+	// Redis says how to reach it. The Logger is whoever connects to choose.
+	Redis store.RedisOptions
+	// Access is what may change while the store is in use.
+	Access store.Access
+}
+
 // Log says what the server writes about itself.
 type Log struct {
 	// Level is the lowest that is written.
@@ -96,8 +108,9 @@ type Rule struct {
 // Options are what a configuration needs and does not say. The zero value is
 // right for looking at one file once.
 type Options struct {
-	// FingerprintKey is the process's key for broker.Fingerprint. Nil means a
-	// random one, the same for all loads of one Loader.
+	// FingerprintKey is the process's key for broker.Fingerprint, where no store
+	// has one for all processes. Nil means a random one, the same for all loads
+	// of one Loader.
 	FingerprintKey []byte
 	// Transport is what profiles share. Nil means one for all loads of one
 	// Loader.

@@ -6,7 +6,9 @@ import (
 	"net"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -15,6 +17,7 @@ import (
 	configv1 "github.com/tokenbroker/tokenbroker/gen/tokenbroker/config/v1"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/config"
+	"github.com/tokenbroker/tokenbroker/internal/store"
 )
 
 // A profile to set fields in, and one that the fields of other kinds of
@@ -22,6 +25,14 @@ import (
 const (
 	profile = "profiles: [{name: p, vantage: {region: eu, client_id: c, client_secret: {env: SECRET}, client_credentials: {}}}]\n"
 	tlsPart = "server: {address: 127.0.0.1:7443, tls: {certificate: $DIR/tls.crt, private_key: $DIR/tls.key, client_ca: $DIR/ca.crt}}\n"
+
+	// A profile with refresh tokens.
+	passwordProfile = "profiles: [{name: p, scopes: [openid, offline_access], rotation: {}, vantage: {region: eu, client_id: c, client_secret: {env: SECRET}, " +
+		"password: {username: {env: SECRET}, password: {env: SECRET}}}}]\n"
+
+	// A store, without and with all that TLS can have.
+	storePart = "store: {redis: {addresses: ['r:1'], password: {env: SECRET}}, encryption_keyset: {file: $DIR/keyset}}\n"
+	redisTLS  = "store: {redis: {addresses: ['r:1'], tls: {ca: $DIR/ca.crt, certificate: $DIR/tls.crt, private_key: $DIR/tls.key}}, encryption_keyset: {file: $DIR/keyset}}\n"
 )
 
 // probe sets one field: a replacement in a configuration, or text after it.
@@ -29,36 +40,59 @@ type probe struct{ base, old, new string }
 
 // used is every field that makes a difference, and how to see it.
 var used = map[string]probe{
-	"server.address":                          {profile, "", "server: {address: 127.0.0.1:1}\n"},
-	"server.tls.certificate":                  {profile + tlsPart, "$DIR/tls.crt", "$DIR/other/tls.crt"},
-	"server.tls.private_key":                  {profile + tlsPart, "$DIR/tls.key", "$DIR/other/tls.key"},
-	"server.tls.client_ca":                    {profile + tlsPart, "$DIR/ca.crt", "$DIR/other/ca.crt"},
-	"server.tls.min_version":                  {profile + tlsPart, "tls: {", "tls: {min_version: 1.2, "},
-	"server.reflection":                       {profile, "", "server: {reflection: true}\n"},
-	"admin.address":                           {profile, "", "admin: {address: 127.0.0.1:1}\n"},
-	"profiles.name":                           {profile, "name: p", "name: q"},
-	"profiles.scopes":                         {profile, "name: p", "name: p, scopes: [a]"},
-	"profiles.default_lifetime":               {profile, "name: p", "name: p, default_lifetime: 5m"},
-	"profiles.max_token_age":                  {profile, "name: p", "name: p, max_token_age: 5m"},
-	"profiles.rejected_retry":                 {profile, "name: p", "name: p, rejected_retry: 5m"},
-	"profiles.vantage.region":                 {profile, "region: eu", "region: us"},
-	"profiles.vantage.base_url":               {profile, "region: eu", "base_url: https://vantage.example.com"},
-	"profiles.vantage.allow_insecure_http":    {profile, "region: eu", "region: eu, allow_insecure_http: true"},
-	"profiles.vantage.tenant_id":              {profile, "region: eu", "region: eu, tenant_id: t"},
-	"profiles.vantage.client_id":              {profile, "client_id: c", "client_id: d"},
-	"profiles.vantage.client_secret.file":     {profile, "{env: SECRET}", "{file: $DIR/secret}"},
-	"profiles.vantage.client_secret.env":      {profile, "{env: SECRET}", "{env: OTHER}"},
-	"profiles.vantage.client_secret.value":    {profile, "{env: SECRET}", "{value: s}"},
-	"profiles.vantage.client_secrets.file":    {profile, "client_secret: {env: SECRET}", "client_secrets: [{file: $DIR/secret}]"},
-	"profiles.vantage.client_secrets.env":     {profile, "client_secret: {env: SECRET}", "client_secrets: [{env: OTHER}]"},
-	"profiles.vantage.client_secrets.value":   {profile, "client_secret: {env: SECRET}", "client_secrets: [{value: s}]"},
-	"profiles.vantage.client_credentials":     {profile, "client_credentials: {}", ""},
-	"policy.callers":                          {profile + rule, "anonymous", "dns:x"},
-	"policy.profiles":                         {profile + rule, "profiles: [p]", "profiles: ['*']"},
-	"policy.allow":                            {profile + rule, "issue", "watch"},
-	"log.level":                               {profile, "", "log: {level: debug}\n"},
-	"log.format":                              {profile, "", "log: {format: text}\n"},
-	"profiles.timeout" /* see TestTimeout */ : {},
+	"server.address":                           {profile, "", "server: {address: 127.0.0.1:1}\n"},
+	"server.tls.certificate":                   {profile + tlsPart, "$DIR/tls.crt", "$DIR/other/tls.crt"},
+	"server.tls.private_key":                   {profile + tlsPart, "$DIR/tls.key", "$DIR/other/tls.key"},
+	"server.tls.client_ca":                     {profile + tlsPart, "$DIR/ca.crt", "$DIR/other/ca.crt"},
+	"server.tls.min_version":                   {profile + tlsPart, "tls: {", "tls: {min_version: 1.2, "},
+	"server.reflection":                        {profile, "", "server: {reflection: true}\n"},
+	"admin.address":                            {profile, "", "admin: {address: 127.0.0.1:1}\n"},
+	"store.redis.addresses":                    {profile + storePart, "'r:1'", "'r:2'"},
+	"store.redis.master_name":                  {profile + storePart, "password:", "master_name: m, password:"},
+	"store.redis.username":                     {profile + storePart, "password:", "username: u, password:"},
+	"store.redis.password.file":                {profile + storePart, "password: {env: SECRET}", "password: {file: $DIR/secret}"},
+	"store.redis.password.env":                 {profile + storePart, "password: {env: SECRET}", "password: {env: OTHER}"},
+	"store.redis.password.value":               {profile + storePart, "password: {env: SECRET}", "password: {value: s}"},
+	"store.redis.tls.ca":                       {profile + redisTLS, "$DIR/ca.crt", "$DIR/other/ca.crt"},
+	"store.redis.tls.certificate":              {profile + redisTLS, "$DIR/tls.crt", "$DIR/other/tls.crt"},
+	"store.redis.tls.private_key":              {profile + redisTLS, "$DIR/tls.key", "$DIR/other/tls.key"},
+	"store.redis.tls.server_name":              {profile + redisTLS, "tls: {", "tls: {server_name: redis, "},
+	"store.redis.lease":                        {profile + storePart, "password:", "lease: 5s, password:"},
+	"store.redis.cluster":                      {profile + storePart, "password:", "cluster: true, password:"},
+	"store.encryption_keyset.file":             {profile + storePart, "$DIR/keyset", "$DIR/other/keyset"},
+	"store.encryption_keyset.env":              {profile + storePart, "{file: $DIR/keyset}", "{env: KEYSET}"},
+	"store.encryption_keyset.value":            {profile + storePart, "{file: $DIR/keyset}", "{value: $KEYSET}"},
+	"profiles.name":                            {profile, "name: p", "name: q"},
+	"profiles.scopes":                          {profile, "name: p", "name: p, scopes: [a]"},
+	"profiles.default_lifetime":                {profile, "name: p", "name: p, default_lifetime: 5m"},
+	"profiles.max_token_age":                   {profile, "name: p", "name: p, max_token_age: 5m"},
+	"profiles.rejected_retry":                  {profile, "name: p", "name: p, rejected_retry: 5m"},
+	"profiles.vantage.region":                  {profile, "region: eu", "region: us"},
+	"profiles.vantage.base_url":                {profile, "region: eu", "base_url: https://vantage.example.com"},
+	"profiles.vantage.allow_insecure_http":     {profile, "region: eu", "region: eu, allow_insecure_http: true"},
+	"profiles.vantage.tenant_id":               {profile, "region: eu", "region: eu, tenant_id: t"},
+	"profiles.vantage.client_id":               {profile, "client_id: c", "client_id: d"},
+	"profiles.vantage.client_secret.file":      {profile, "{env: SECRET}", "{file: $DIR/secret}"},
+	"profiles.vantage.client_secret.env":       {profile, "{env: SECRET}", "{env: OTHER}"},
+	"profiles.vantage.client_secret.value":     {profile, "{env: SECRET}", "{value: s}"},
+	"profiles.vantage.client_secrets.file":     {profile, "client_secret: {env: SECRET}", "client_secrets: [{file: $DIR/secret}]"},
+	"profiles.vantage.client_secrets.env":      {profile, "client_secret: {env: SECRET}", "client_secrets: [{env: OTHER}]"},
+	"profiles.vantage.client_secrets.value":    {profile, "client_secret: {env: SECRET}", "client_secrets: [{value: s}]"},
+	"profiles.vantage.client_credentials":      {profile, "client_credentials: {}", ""},
+	"profiles.vantage.password.username.file":  {passwordProfile, "username: {env: SECRET}", "username: {file: $DIR/secret}"},
+	"profiles.vantage.password.username.env":   {passwordProfile, "username: {env: SECRET}", "username: {env: OTHER}"},
+	"profiles.vantage.password.username.value": {passwordProfile, "username: {env: SECRET}", "username: {value: s}"},
+	"profiles.vantage.password.password.file":  {passwordProfile, "password: {env: SECRET}", "password: {file: $DIR/secret}"},
+	"profiles.vantage.password.password.env":   {passwordProfile, "password: {env: SECRET}", "password: {env: OTHER}"},
+	"profiles.vantage.password.password.value": {passwordProfile, "password: {env: SECRET}", "password: {value: s}"},
+	"profiles.rotation.one_time":               {passwordProfile, "rotation: {}", "rotation: {one_time: false}"},
+	"profiles.rotation.grace":                  {passwordProfile, "rotation: {}", "rotation: {grace: 30s}"},
+	"policy.callers":                           {profile + rule, "anonymous", "dns:x"},
+	"policy.profiles":                          {profile + rule, "profiles: [p]", "profiles: ['*']"},
+	"policy.allow":                             {profile + rule, "issue", "watch"},
+	"log.level":                                {profile, "", "log: {level: debug}\n"},
+	"log.format":                               {profile, "", "log: {format: text}\n"},
+	"profiles.timeout" /* see TestTimeout */ :  {},
 }
 
 const rule = "policy: [{callers: [anonymous], profiles: [p], allow: [issue]}]\n"
@@ -66,14 +100,10 @@ const rule = "policy: [{callers: [anonymous], profiles: [p], allow: [issue]}]\n"
 // refused is every field that this version answers for with a problem. What is
 // inside a refused field is refused with it.
 var refused = map[string]probe{
-	"store.redis":                         {profile, "", "store: {redis: {addresses: ['r:1']}, encryption_keyset: {env: SECRET}}\n"},
-	"store.encryption_keyset":             {profile, "", "store: {encryption_keyset: {env: SECRET}}\n"},
 	"profiles.secureauth":                 {profile, "vantage:", "secureauth:"},
 	"profiles.oauth2":                     {profile, "vantage:", "oauth2:"},
 	"profiles.allow_password_grant":       {profile, "name: p", "name: p, allow_password_grant: true"},
-	"profiles.rotation":                   {profile, "name: p", "name: p, rotation: {}"},
 	"profiles.secret_rotation":            {profile, "name: p", "name: p, secret_rotation: {before_expiry: 30d}"},
-	"profiles.vantage.password":           {profile, "client_credentials: {}", "password: {username: {env: SECRET}, password: {env: SECRET}}"},
 	"profiles.vantage.authorization_code": {profile, "client_credentials: {}", "authorization_code: {redirect_url: 'https://x/'}"},
 	"profiles.vantage.product_id":         {profile, "region: eu", "region: eu, product_id: x"},
 }
@@ -115,9 +145,18 @@ func leaves(message protoreflect.MessageDescriptor, prefix string, enter func(st
 	}
 }
 
+// aKeyset stands where a configuration has the keyset itself.
+var aKeyset = sync.OnceValue(func() string {
+	keyset, err := store.NewKeyset()
+	if err != nil {
+		panic(err)
+	}
+	return keyset.Reveal()
+})
+
 func (p probe) texts(t *testing.T, directory string) (before, after string) {
 	t.Helper()
-	in := func(text string) string { return strings.ReplaceAll(text, "$DIR", directory) }
+	in := strings.NewReplacer("$DIR", directory, "$KEYSET", strconv.Quote(aKeyset())).Replace
 	if p.old == "" {
 		return in(p.base), in(p.base + p.new)
 	}
@@ -129,8 +168,16 @@ func TestUsedFieldsMakeADifference(t *testing.T) {
 	writeServerFiles(t, directory)
 	writeServerFiles(t, filepath.Join(directory, "other"))
 	write(t, filepath.Join(directory, "secret"), canary)
+	for _, name := range []string{"keyset", "other/keyset"} {
+		write(t, filepath.Join(directory, name), newKeyset(t))
+	}
 	environment := options
-	environment.LookupEnv = func(name string) (string, bool) { return canary + name, true }
+	environment.LookupEnv = func(name string) (string, bool) {
+		if name == "KEYSET" {
+			return aKeyset(), true
+		}
+		return canary + name, true
+	}
 	outcome := func(text string) string {
 		c, err := config.Parse("broker.yaml", []byte(text), environment)
 		if err != nil {
@@ -177,8 +224,16 @@ func describe(c *config.Config) string {
 		//lint:ignore SA1019 Subjects says too little of the system's authorities only.
 		fmt.Fprintln(&s, c.Server.TLS.MinVersion, c.Server.TLS.Certificates[0].Certificate, c.Server.TLS.ClientCAs.Subjects())
 	}
+	if c.Store != nil {
+		fmt.Fprintf(&s, "%+v %s %x\n", c.Store.Redis, credential(c.Store.Access.Password.Reveal()), c.Store.Access.Keyset.FingerprintKey())
+		if c.Store.Access.TLS != nil {
+			//lint:ignore SA1019 Subjects says too little of the system's authorities only.
+			fmt.Fprintln(&s, c.Store.Access.TLS.ServerName, c.Store.Access.TLS.Certificates[0].Certificate, c.Store.Access.TLS.RootCAs.Subjects())
+		}
+	}
 	for _, p := range c.Profiles {
-		fmt.Fprintln(&s, p.Name, p.Provider, p.GrantType, p.Scopes, p.Identity, p.Credential, p.DefaultLifetime, p.MaxTokenAge, p.RejectedRetry, p.Endpoint)
+		fmt.Fprintln(&s, p.Name, p.Provider, p.GrantType, p.Scopes, p.Identity, p.Credential, p.DefaultLifetime, p.MaxTokenAge, p.RejectedRetry, p.Endpoint,
+			p.RefreshTokens, p.Reusable, p.Grace)
 	}
 	return s.String()
 }

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/tokenbroker/tokenbroker/internal/config"
+	"github.com/tokenbroker/tokenbroker/internal/store"
 )
 
 // canary marks every secret in these tests: it must turn up nowhere.
@@ -121,6 +122,16 @@ func write(t testing.TB, path, content string) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// newKeyset is the content of a new keyset's file.
+func newKeyset(t testing.TB) string {
+	t.Helper()
+	keyset, err := store.NewKeyset()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return keyset.Reveal()
 }
 
 // authority is a certificate with its key, which can sign others.

@@ -160,11 +160,15 @@ func (l *load) build(text []byte) *Config {
 	l.validate(message)
 	l.checkNames(message.GetProfiles())
 	l.inspect(message.ProtoReflect(), "")
-	return &Config{
-		Server:   l.server(message.GetServer()),
-		Admin:    l.admin(message.GetAdmin()),
-		Log:      logging(message.GetLog()),
-		Policy:   l.policy(message),
-		Profiles: l.profiles(message.GetProfiles()),
+	config := &Config{
+		Server: l.server(message.GetServer()),
+		Admin:  l.admin(message.GetAdmin()),
+		Log:    logging(message.GetLog()),
+		Policy: l.policy(message),
 	}
+	if message.GetStore() != nil {
+		config.Store = l.store(message.GetStore())
+	}
+	config.Profiles = l.profiles(message.GetProfiles())
+	return config
 }

@@ -87,7 +87,7 @@ func TestEverythingAtOnce(t *testing.T) {
   adress: 127.0.0.1:7443
   tls: {certificate: /nowhere/tls.crt, private_key: /nowhere/tls.key, client_ca: /nowhere/ca.crt}
 store:
-  redis: {addresses: [redis:6379]}
+  redis: {addresses: [redis:66379]}
   encryption_keyset: {file: /nowhere/keyset}
 profiles:
   - name: first
@@ -122,8 +122,8 @@ log: {level: loud}
 		"3:22: server.tls.certificate: reading the certificate from /nowhere/tls.crt: no such file or directory",
 		"3:53: server.tls.private_key: reading the private key from /nowhere/tls.key: no such file or directory",
 		"3:82: server.tls.client_ca: reading the authorities' certificates from /nowhere/ca.crt: no such file or directory",
-		"5:10: store.redis: this version does not have the store redis yet: remove store, and run one replica with tokens in memory",
-		"6:22: store.encryption_keyset: this version keeps tokens in memory only and has nothing to encrypt yet: remove store",
+		"5:23: store.redis.addresses[0]: the port must be at most 65535",
+		"6:29: store.encryption_keyset.file: reading the secret from /nowhere/keyset: no such file or directory",
 		"9:14: profiles[0].timeout: must be a span of time with units, for example 300ms, 10s, 5m, 1h30m or 30d",
 		"10:5: profiles[0].vantage.client_id: is missing: add it",
 		"11:15: profiles[0].vantage.region: must be one of eu, us, au",
@@ -138,7 +138,6 @@ log: {level: loud}
 		"26:23: profiles[2].vantage.client_secrets: must have at most 2 items",
 		"26:45: profiles[2].vantage.client_secrets[1].env: the environment variable that is named here is empty: set it where the broker is started",
 		"26:53: profiles[2].vantage.client_secrets[2]: say where the secret is: set file, env or value",
-		"27:17: profiles[2].vantage.password: this version does not have the grant password yet: remove the profile",
 		"27:17: profiles[2].vantage.password.password: is missing: add it",
 		"27:17: profiles[2].vantage.password.username: is missing: add it",
 		"28:7: profiles[2].vantage.client_credentials: cannot be set beside password (line 27): remove one of the two",
@@ -331,10 +330,11 @@ func TestFingerprints(t *testing.T) {
 func TestContractExample(t *testing.T) {
 	directory := t.TempDir()
 	writeServerFiles(t, directory)
-	for _, name := range []string{"redis", "keyset.json", "vantage", "ops", "key.pem", "vantage-old"} {
+	for _, name := range []string{"redis", "vantage", "ops", "key.pem", "vantage-old"} {
 		write(t, filepath.Join(directory, name), canary)
 	}
-	text := strings.NewReplacer("/etc/broker/", directory+"/", "/run/secrets/", directory+"/").Replace(wholeConfig)
+	write(t, filepath.Join(directory, "keyset.json"), newKeyset(t))
+	text := strings.NewReplacer("/etc/broker/", directory+"/", "/etc/redis/", directory+"/", "/run/secrets/", directory+"/").Replace(wholeConfig)
 	environment := options
 	environment.LookupEnv = func(string) (string, bool) { return canary, true }
 	_, err := config.Parse("broker.yaml", []byte(text), environment)
@@ -344,18 +344,14 @@ func TestContractExample(t *testing.T) {
 		got = append(got, line)
 	}
 	equal(t, got, []string{
-		"store.redis: this version does not have the store redis yet: remove store, and run one replica with tokens in memory",
-		"store.encryption_keyset: this version keeps tokens in memory only and has nothing to encrypt yet: remove store",
 		"profiles[0].secret_rotation: this version does not renew client secrets yet: remove secret_rotation, and replace secrets before they end",
-		"profiles[1].vantage.password: this version does not have the grant password yet: remove the profile",
-		"profiles[2].rotation: this version does not use refresh tokens yet: remove rotation",
 		"profiles[2].vantage.product_id: product_id belongs to the grant authorization_code, which this version does not have yet: remove it",
 		"profiles[2].vantage.authorization_code: this version does not have the grant authorization_code yet: remove the profile",
 		"profiles[4].secureauth: this version does not have the provider secureauth yet: remove the profile",
 		"profiles[5].secureauth: this version does not have the provider secureauth yet: remove the profile",
 		"profiles[6].secureauth: this version does not have the provider secureauth yet: remove the profile",
 		"profiles[7].oauth2: this version does not have the provider oauth2 yet: remove the profile",
-		"profiles[8].allow_password_grant: this version does not have the grant password yet: remove allow_password_grant",
+		"profiles[8].allow_password_grant: vantage needs no allow_password_grant, and this version has no other provider yet: remove it",
 		"profiles[8].oauth2: this version does not have the provider oauth2 yet: remove the profile",
 	})
 }
@@ -368,11 +364,12 @@ func TestDeployedExample(t *testing.T) {
 	}
 	directory := t.TempDir()
 	writeServerFiles(t, directory)
-	for _, name := range []string{"vantage-invoices", "vantage-us-new", "vantage-us-old"} {
+	for _, name := range []string{"vantage-invoices", "vantage-us-new", "vantage-us-old", "redis"} {
 		write(t, filepath.Join(directory, name), canary+name+"\n")
 	}
+	write(t, filepath.Join(directory, "keyset.json"), newKeyset(t))
 	path := write(t, filepath.Join(directory, "broker.yaml"),
-		strings.NewReplacer("/etc/broker/", directory+"/", "/run/secrets/", directory+"/").Replace(string(text)))
+		strings.NewReplacer("/etc/broker/", directory+"/", "/etc/redis/", directory+"/", "/run/secrets/", directory+"/").Replace(string(text)))
 	environment := options
 	environment.LookupEnv = func(name string) (string, bool) { return canary + name, strings.HasPrefix(name, "VANTAGE_") }
 	c, err := config.Load(path, environment)
@@ -385,7 +382,7 @@ func TestDeployedExample(t *testing.T) {
 		names = append(names, p.Name)
 	}
 	equal(t, names, []string{"invoices", "invoices-us", "archive", "private-cloud"})
-	if len(c.Policy) != 3 || c.Server.TLS == nil || c.Server.Address != "0.0.0.0:7443" {
+	if len(c.Policy) != 3 || c.Server.TLS == nil || c.Server.Address != "0.0.0.0:7443" || c.Store == nil || c.Store.Access.TLS == nil {
 		t.Errorf("got %+v", c)
 	}
 	noCanary(t, fmt.Sprintf("%+v %#v", c, c))

@@ -41,6 +41,7 @@ func (l *load) profiles(messages []*configv1.Profile) []*broker.Profile {
 			l.problemsOf(child(path, "vantage"), err)
 			continue
 		}
+		l.checkRotation(child(path, "rotation"), message.GetRotation(), profile)
 		profiles = append(profiles, profile)
 	}
 	return profiles
@@ -52,6 +53,10 @@ func (l *load) vantage(message *configv1.Profile) (*broker.Profile, error) {
 	if len(scopes) == 0 {
 		scopes = vantageScopes
 	}
+	grantType := broker.ClientCredentials
+	if v.GetPassword() != nil {
+		grantType = broker.Password
+	}
 	return vantage.NewProfile(vantage.Config{
 		Name:              message.GetName(),
 		Region:            v.GetRegion(),
@@ -59,8 +64,13 @@ func (l *load) vantage(message *configv1.Profile) (*broker.Profile, error) {
 		TenantID:          v.GetTenantId(),
 		ClientID:          v.GetClientId(),
 		ClientSecrets:     l.clientSecrets(v.GetClientSecret(), v.GetClientSecrets()),
+		GrantType:         grantType,
+		Username:          l.secrets[v.GetPassword().GetUsername()],
+		Password:          l.secrets[v.GetPassword().GetPassword()],
 		Scopes:            scopes,
 		Timeout:           message.GetTimeout().AsDuration(),
+		Grace:             message.GetRotation().GetGrace().AsDuration(),
+		Reusable:          reusable(message.GetRotation()),
 		DefaultLifetime:   message.GetDefaultLifetime().AsDuration(),
 		MaxTokenAge:       message.GetMaxTokenAge().AsDuration(),
 		RejectedRetry:     message.GetRejectedRetry().AsDuration(),
@@ -69,6 +79,26 @@ func (l *load) vantage(message *configv1.Profile) (*broker.Profile, error) {
 		UserAgent:         l.options.UserAgent,
 		Transport:         l.options.Transport,
 	})
+}
+
+// reusable reports whether refresh tokens are said to work more than once; not to
+// say it is the careful assumption.
+func reusable(rotation *configv1.Rotation) bool {
+	return rotation != nil && rotation.OneTime != nil && !rotation.GetOneTime()
+}
+
+// checkRotation warns of what has no effect.
+func (l *load) checkRotation(at string, rotation *configv1.Rotation, profile *broker.Profile) {
+	switch {
+	case rotation == nil:
+	case profile.RefreshTokens && reusable(rotation) && rotation.GetGrace().AsDuration() > 0:
+		l.warning(child(at, "grace"), "has no effect beside one_time: false: remove one of the two")
+	case profile.RefreshTokens:
+	case profile.GrantType == broker.Password:
+		l.warning(at, "has no effect, because without offline_access no refresh tokens come: add offline_access to the scopes, or remove rotation")
+	default:
+		l.warning(at, fmt.Sprintf("has no effect, because the grant %s brings no refresh tokens: remove rotation", profile.GrantType))
+	}
 }
 
 // clientSecrets are one or several, newest first; the schema sees to it that

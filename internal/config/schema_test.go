@@ -31,6 +31,7 @@ store:
     password: {file: /run/secrets/redis}
     tls: {ca: /etc/redis/ca.crt}
     lease: 3s
+    cluster: false
   encryption_keyset: {file: /run/secrets/keyset.json}
 profiles:
   - name: invoices
@@ -267,6 +268,7 @@ func TestSchemaRefuses(t *testing.T) {
 		"keyset without redis":     {vantage, "profiles:", "store: {encryption_keyset: {file: k}}\nprofiles:", "store.redis: value is required"},
 		"redis as a URL":           {vantage, "profiles:", "store: {encryption_keyset: {file: k}, redis: {addresses: ['redis://r:1']}}\nprofiles:", "each address must be host:port"},
 		"half a key pair":          {vantage, "profiles:", "store: {encryption_keyset: {file: k}, redis: {addresses: ['r:1'], tls: {certificate: c}}}\nprofiles:", "certificate and private_key belong together"},
+		"Cluster with Sentinels":   {vantage, "profiles:", "store: {encryption_keyset: {file: k}, redis: {addresses: ['r:1'], master_name: m, cluster: true}}\nprofiles:", "remove cluster or master_name"},
 		"long lease":               {vantage, "profiles:", "store: {encryption_keyset: {file: k}, redis: {addresses: ['r:1'], lease: 1m}}\nprofiles:", "store.redis.lease: must be"},
 		"policy for nobody":        {vantage, "profiles:", "policy: [{callers: [], profiles: [p], allow: [issue]}]\nprofiles:", "policy[0].callers: must contain at least 1 item(s)"},
 		"policy for an empty name": {vantage, "profiles:", "policy: [{callers: [''], profiles: [p], allow: [issue]}]\nprofiles:", "policy[0].callers[0]: does not match"},

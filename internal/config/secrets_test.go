@@ -167,6 +167,7 @@ func FuzzParse(f *testing.F) {
 	f.Add(secret(f, "{value: "+canary+"}"))
 	f.Add(secret(f, "{value: [&a "+canary+", *a]}"))
 	f.Add(secret(f, "{value: "+canary))
+	f.Add(withPassword(f, "{value: "+canary+"}", "{value: ["+canary+"]}", "    rotation: {one_time: "+canary+"}"))
 	f.Add(minimal + "---\n" + canary + "\n\t? " + canary)
 	f.Add("profiles:\n  - {name: " + canary + ", timeout: " + canary + ", vantage: {region: " + canary + "}}\n")
 	f.Add("policy: [{callers: [" + canary + "], profiles: [" + canary + "]}]\nlog: " + canary)

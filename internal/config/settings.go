@@ -25,7 +25,7 @@ const (
 func (l *load) server(message *configv1.Server) Server {
 	s := Server{Network: "tcp", Address: cmp.Or(message.GetAddress(), defaultServerAddress), Reflection: message.GetReflection()}
 	if message.GetTls() != nil {
-		s.TLS = l.tls(message.GetTls())
+		s.TLS = l.serverTLS(message.GetTls())
 	}
 	const at = "server.address"
 	if l.tainted[at] {

@@ -12,8 +12,8 @@ import (
 	configv1 "github.com/tokenbroker/tokenbroker/gen/tokenbroker/config/v1"
 )
 
-// tls returns what the server needs, or nil when there are problems.
-func (l *load) tls(message *configv1.ServerTls) *tls.Config {
+// serverTLS returns what the server needs, or nil when there are problems.
+func (l *load) serverTLS(message *configv1.ServerTls) *tls.Config {
 	const at = "server.tls"
 	certificate := l.certificate(at, message)
 	authorities := l.authorities(child(at, "client_ca"), message.GetClientCa())
@@ -34,7 +34,29 @@ func (l *load) tls(message *configv1.ServerTls) *tls.Config {
 	}
 }
 
-func (l *load) certificate(at string, message *configv1.ServerTls) *tls.Certificate {
+// redisTLS returns what a client of Redis needs. What could not be read is
+// missing in it, and a problem.
+func (l *load) redisTLS(message *configv1.RedisTls) *tls.Config {
+	const at = "store.redis.tls"
+	c := &tls.Config{ServerName: message.GetServerName(), MinVersion: tls.VersionTLS12}
+	if message.GetCa() != "" {
+		c.RootCAs = l.authorities(child(at, "ca"), message.GetCa())
+	}
+	if message.GetCertificate() != "" {
+		if certificate := l.certificate(at, message); certificate != nil {
+			c.Certificates = []tls.Certificate{*certificate}
+		}
+	}
+	return c
+}
+
+// keyPair is what every message about TLS names.
+type keyPair interface {
+	GetCertificate() string
+	GetPrivateKey() string
+}
+
+func (l *load) certificate(at string, message keyPair) *tls.Certificate {
 	certificateAt, keyAt := child(at, "certificate"), child(at, "private_key")
 	chain := l.pemFile(certificateAt, message.GetCertificate(), "certificate")
 	key := l.pemFile(keyAt, message.GetPrivateKey(), "private key")
@@ -78,8 +100,8 @@ func (l *load) checkChain(at, name string, data []byte) bool {
 	return true
 }
 
-// authorities are who may sign callers' certificates. A certificate that is
-// none would, as a root, vouch for whoever holds its key.
+// authorities are who may sign the other side's certificates. A certificate
+// that is none would, as a root, vouch for whoever holds its key.
 func (l *load) authorities(at, name string) *x509.CertPool {
 	data := l.pemFile(at, name, "authorities' certificates")
 	if data == nil {

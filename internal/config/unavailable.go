@@ -6,16 +6,11 @@ import "google.golang.org/protobuf/reflect/protoreflect"
 // set and listed here is a problem, and what is in it is not looked into. To
 // deliver one of them, use it in profiles.go or settings.go and delete its line.
 var unavailable = map[protoreflect.FullName]string{
-	"tokenbroker.config.v1.Store.redis":             "this version does not have the store redis yet: remove store, and run one replica with tokens in memory",
-	"tokenbroker.config.v1.Store.encryption_keyset": "this version keeps tokens in memory only and has nothing to encrypt yet: remove store",
-
 	"tokenbroker.config.v1.Profile.secureauth":           "this version does not have the provider secureauth yet: remove the profile",
 	"tokenbroker.config.v1.Profile.oauth2":               "this version does not have the provider oauth2 yet: remove the profile",
-	"tokenbroker.config.v1.Profile.allow_password_grant": "this version does not have the grant password yet: remove allow_password_grant",
-	"tokenbroker.config.v1.Profile.rotation":             "this version does not use refresh tokens yet: remove rotation",
+	"tokenbroker.config.v1.Profile.allow_password_grant": "vantage needs no allow_password_grant, and this version has no other provider yet: remove it",
 	"tokenbroker.config.v1.Profile.secret_rotation":      "this version does not renew client secrets yet: remove secret_rotation, and replace secrets before they end",
 
-	"tokenbroker.config.v1.Vantage.password":           "this version does not have the grant password yet: remove the profile",
 	"tokenbroker.config.v1.Vantage.authorization_code": "this version does not have the grant authorization_code yet: remove the profile",
 	"tokenbroker.config.v1.Vantage.product_id":         "product_id belongs to the grant authorization_code, which this version does not have yet: remove it",
 }

@@ -18,6 +18,9 @@ type Options struct {
 	// Ready names what is missing for this replica to answer calls; empty
 	// means that it can.
 	Ready func() []string
+	// Degraded names what works less well than it should, though calls are
+	// answered.
+	Degraded func() []string
 	// Gatherer holds the metrics.
 	Gatherer prometheus.Gatherer
 	// Version of the program.
@@ -32,6 +35,9 @@ func Handler(o Options) http.Handler {
 		missing := o.Ready()
 		if len(missing) == 0 {
 			fmt.Fprintln(w, "ready")
+			if degraded := o.Degraded(); len(degraded) > 0 {
+				fmt.Fprintf(w, "degraded: %s\n", strings.Join(degraded, "; "))
+			}
 			return
 		}
 		w.WriteHeader(http.StatusServiceUnavailable)

@@ -26,10 +26,17 @@ func TestAdminPages(t *testing.T) {
 	m.Observe(broker.Attempt{Profile: "invoices", Outcome: "throttled", Duration: 300 * time.Millisecond})
 	m.Reloaded(true)
 	m.Reloaded(false)
+	ours.MustRegister(console.Store(func() console.StoreStats {
+		return console.StoreStats{
+			Reachable:       true,
+			Operations:      map[console.StoreOperation]int64{{Name: "acquire", Outcome: "ok"}: 3},
+			Resubscriptions: 4, Restored: 5, Unreadable: 6, Corrupt: 7, ClockOffset: -1500 * time.Millisecond,
+		}
+	}))
 
-	var missing []string
+	var missing, degraded []string
 	web := httptest.NewServer(console.Handler(console.Options{
-		Ready: func() []string { return missing }, Gatherer: registry, Version: "v0",
+		Ready: func() []string { return missing }, Degraded: func() []string { return degraded }, Gatherer: registry, Version: "v0",
 	}))
 	defer web.Close()
 	get := func(path string) (int, string) {
@@ -61,11 +68,23 @@ func TestAdminPages(t *testing.T) {
 		`token_broker_profile_state{profile="invoices",state="ready"} 0`,
 		`token_broker_tokens_served_total{profile="invoices",source="memory"} 0`,
 		`token_broker_config_reloads_total{result="failure"} 1`,
+		`token_broker_unsaved_grants 0`,
 		`token_broker_build_info{version="v0"} 1`,
+		`token_broker_store_reachable 1`,
+		`token_broker_store_operations_total{operation="acquire",outcome="ok"} 3`,
+		`token_broker_store_resubscriptions_total 4`,
+		`token_broker_store_restored_total 5`,
+		`token_broker_store_unreadable_total 6`,
+		`token_broker_store_corrupt_total 7`,
+		`token_broker_store_clock_offset_seconds -1.5`,
 	} {
 		if !strings.Contains(metrics, want) {
 			t.Errorf("metrics lack %s", want)
 		}
+	}
+	degraded = []string{"the store is out of reach"}
+	if code, body := get("/readyz"); code != http.StatusOK || body != "ready\ndegraded: the store is out of reach\n" {
+		t.Errorf("readyz: %d %s", code, body)
 	}
 	missing = []string{"this replica is shutting down"}
 	if code, body := get("/readyz"); code != http.StatusServiceUnavailable || !strings.Contains(body, "not ready: this replica is shutting down") {

@@ -1,7 +1,6 @@
 package console
 
 import (
-	"context"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -70,7 +69,8 @@ func (m *Metrics) Reloaded(ok bool) {
 	m.reloads.WithLabelValues(result).Inc()
 }
 
-// Profiles collects how the profiles fare, at the time of each scrape.
+// Profiles collects how the profiles fare, as this replica knows at the time of
+// each scrape.
 func Profiles(b *broker.Broker) prometheus.Collector { return profiles{b} }
 
 type profiles struct{ broker *broker.Broker }
@@ -84,10 +84,12 @@ var (
 		"1 for the state that the profile is in, 0 for the others.", []string{"profile", "state"}, nil)
 	failedAttempts = prometheus.NewDesc("profile_failed_attempts",
 		"Attempts in a row that failed.", []string{"profile"}, nil)
+	unsavedGrants = prometheus.NewDesc("unsaved_grants",
+		"Grants that only this process has, because the store has not taken them in yet.", nil, nil)
 )
 
 var sources = map[broker.Source]string{
-	broker.FromMemory: "memory", broker.FromStore: "store", broker.FromEndpoint: "endpoint",
+	broker.FromMemory: "memory", broker.FromStore: "store", broker.FromEndpoint: "endpoint", broker.Uncoordinated: "uncoordinated",
 }
 
 var states = map[broker.State]string{
@@ -96,20 +98,19 @@ var states = map[broker.State]string{
 }
 
 func (p profiles) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{served, expireTime, profileState, failedAttempts} {
+	for _, d := range []*prometheus.Desc{served, expireTime, profileState, failedAttempts, unsavedGrants} {
 		ch <- d
 	}
 }
 
 func (p profiles) Collect(ch chan<- prometheus.Metric) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
+	gauge(unsavedGrants, float64(p.broker.Unsaved()))
 	for _, name := range p.broker.Profiles() {
-		s, err := p.broker.Status(ctx, name)
-		if err != nil { // gone since, or the store is out of reach: other metrics tell
+		s, err := p.broker.Glance(name)
+		if err != nil { // gone since
 			continue
 		}
 		for source, label := range sources {
@@ -119,11 +120,7 @@ func (p profiles) Collect(ch chan<- prometheus.Metric) {
 			gauge(expireTime, float64(s.ExpireTime.Unix()), name)
 		}
 		for state, label := range states {
-			v := 0.0
-			if s.State == state {
-				v = 1
-			}
-			gauge(profileState, v, name, label)
+			gauge(profileState, boolean(s.State == state), name, label)
 		}
 		attempts := 0
 		if s.LastError != nil {
@@ -131,4 +128,81 @@ func (p profiles) Collect(ch chan<- prometheus.Metric) {
 		}
 		gauge(failedAttempts, float64(attempts), name)
 	}
+}
+
+// StoreStats is what a shared store tells of itself. Counts are since the
+// process started.
+type StoreStats struct {
+	// Reachable says whether the last operation got an answer.
+	Reachable bool
+	// Operations by name and outcome, both from a fixed set.
+	Operations map[StoreOperation]int64
+	// Resubscriptions to the store's change events.
+	Resubscriptions int64
+	// Restored records: the store had lost them, or an older state of them.
+	Restored int64
+	// Unreadable records: sealed with a key that this process does not have,
+	// or written by a newer version.
+	Unreadable int64
+	// Corrupt records: sealed with a known key, and not what was sealed.
+	Corrupt int64
+	// ClockOffset is how far the store's clock is ahead of this machine's.
+	ClockOffset time.Duration
+}
+
+// StoreOperation is what StoreStats counts by.
+type StoreOperation struct{ Name, Outcome string }
+
+// Store collects how a shared store fares, at the time of each scrape.
+func Store(stats func() StoreStats) prometheus.Collector { return sharedStore{stats} }
+
+type sharedStore struct{ stats func() StoreStats }
+
+var (
+	storeReachable = prometheus.NewDesc("store_reachable",
+		"1 if the store answers this replica, 0 if it does not.", nil, nil)
+	storeOperations = prometheus.NewDesc("store_operations_total",
+		"Operations of this replica on the store, by outcome.", []string{"operation", "outcome"}, nil)
+	storeResubscriptions = prometheus.NewDesc("store_resubscriptions_total",
+		"How often the subscription to changes was made anew, because it was lost or had gone silent.", nil, nil)
+	storeRestored = prometheus.NewDesc("store_restored_total",
+		"Records that this replica has put back into a store that had lost them.", nil, nil)
+	storeUnreadable = prometheus.NewDesc("store_unreadable_total",
+		"Records that this replica could not read: it lacks the key, or a newer version wrote them.", nil, nil)
+	storeCorrupt = prometheus.NewDesc("store_corrupt_total",
+		"Records that are not what was sealed with a key that this replica has.", nil, nil)
+	storeClockOffset = prometheus.NewDesc("store_clock_offset_seconds",
+		"How far the store's clock is ahead of this machine's.", nil, nil)
+)
+
+func (s sharedStore) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		storeReachable, storeOperations, storeResubscriptions, storeRestored, storeUnreadable, storeCorrupt, storeClockOffset,
+	} {
+		ch <- d
+	}
+}
+
+func (s sharedStore) Collect(ch chan<- prometheus.Metric) {
+	now := s.stats()
+	gauge := func(d *prometheus.Desc, v float64) { ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v) }
+	count := func(d *prometheus.Desc, v int64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	gauge(storeReachable, boolean(now.Reachable))
+	for o, n := range now.Operations {
+		count(storeOperations, n, o.Name, o.Outcome)
+	}
+	count(storeResubscriptions, now.Resubscriptions)
+	count(storeRestored, now.Restored)
+	count(storeUnreadable, now.Unreadable)
+	count(storeCorrupt, now.Corrupt)
+	gauge(storeClockOffset, now.ClockOffset.Seconds())
+}
+
+func boolean(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
 }

@@ -17,12 +17,16 @@ import (
 // whole rather than cut.
 const maxBodyBytes = 1 << 20
 
-// attempt is one token request under way.
+// attempt is one request under way.
 type attempt struct {
 	client   *Client
+	endpoint endpoint
 	request  TokenRequest
-	allotted time.Duration // until the timeout or the context's deadline
-	progress atomic.Int32  // a stage; it only grows
+	timeout  time.Duration
+	deadline time.Time     // when the timeout ends
+	allotted time.Duration // until then, or until the context's own deadline
+	progress atomic.Int32  // a stage
+	oneTime  *oneTime      // nil unless the request is one
 	hush     *redactor     // see redactor
 }
 
@@ -39,12 +43,35 @@ const (
 	sent
 )
 
-func newAttempt(ctx context.Context, c *Client, request TokenRequest) *attempt {
-	allotted := c.timeout
-	if deadline, ok := ctx.Deadline(); ok {
-		allotted = min(allotted, time.Until(deadline))
+func newAttempt(ctx context.Context, c *Client, e endpoint, request TokenRequest) *attempt {
+	timeout := orDefault(request.Timeout, c.timeout)
+	a := &attempt{
+		client:   c,
+		endpoint: e,
+		request:  request,
+		timeout:  timeout,
+		deadline: time.Now().Add(timeout),
+		allotted: timeout,
 	}
-	return &attempt{client: c, request: request, allotted: max(allotted, 0)}
+	if deadline, ok := ctx.Deadline(); ok {
+		a.allotted = max(min(timeout, time.Until(deadline)), 0)
+	}
+	return a
+}
+
+// ask makes the request. It returns a complete answer, or why there is none.
+func (a *attempt) ask(ctx context.Context) (*answer, *broker.IssueError) {
+	ctx, cancel := context.WithDeadline(ctx, a.deadline)
+	defer cancel()
+	send := a.send
+	if a.request.OneTime {
+		send = a.sendOnce
+	}
+	answer, err := send(ctx)
+	if err != nil {
+		return nil, a.unanswered(ctx, err, answer)
+	}
+	return answer, nil
 }
 
 // redactor is made when a failure has to be told, which is seldom.
@@ -63,11 +90,16 @@ type answer struct {
 	received time.Time
 }
 
-// send makes the request and reads the answer to its end. With an error the
-// answer holds what came before it; nil when there was none at all.
+// send makes a request that may share a connection with others.
 func (a *attempt) send(ctx context.Context) (*answer, error) {
+	return a.exchange(ctx, a.client.transport.http)
+}
+
+// exchange sends the request and reads the answer to its end. With an error the
+// answer holds what came before it; nil when there was none at all.
+func (a *attempt) exchange(ctx context.Context, over http.RoundTripper) (*answer, error) {
 	ctx = httptrace.WithClientTrace(ctx, a.trace())
-	response, err := a.client.transport.http.RoundTrip(a.client.newHTTPRequest(ctx, a.request))
+	response, err := over.RoundTrip(a.client.newHTTPRequest(ctx, a.endpoint.url, a.request))
 	if err != nil {
 		return nil, err
 	}
@@ -88,16 +120,26 @@ func (a *answer) bodyMatters() bool {
 func (a *answer) isRedirect() bool { return a.status >= 300 && a.status < 400 }
 
 // trace follows the request up to its first byte. A connection to a proxy
-// counts as connecting.
+// counts as connecting. A one-time request notes its first byte by itself; see
+// oneTime.
 func (a *attempt) trace() *httptrace.ClientTrace {
-	return &httptrace.ClientTrace{
+	trace := &httptrace.ClientTrace{
 		ConnectStart:      func(string, string) { a.reached(connecting) },
 		TLSHandshakeStart: func() { a.reached(handshaking) },
 		GotConn:           func(httptrace.GotConnInfo) { a.reached(connected) },
-		WroteHeaderField:  func(string, []string) { a.reached(sent) },
 	}
+	if a.oneTime != nil {
+		trace.GotConn = func(got httptrace.GotConnInfo) {
+			a.reached(connected)
+			a.oneTime.arm(got.Conn)
+		}
+		return trace
+	}
+	trace.WroteHeaderField = func(string, []string) { a.reached(sent) }
+	return trace
 }
 
+// reached notes that the attempt has come so far.
 func (a *attempt) reached(s stage) {
 	for {
 		now := a.progress.Load()
@@ -112,14 +154,15 @@ func (a *attempt) stage() stage { return stage(a.progress.Load()) }
 // unanswered is the failure of an attempt that got no complete answer. Once the
 // first byte may have left it is ambiguous; before that the server cannot know.
 func (a *attempt) unanswered(ctx context.Context, err error, partial *answer) *broker.IssueError {
-	failure := &broker.IssueError{Err: a.redactor().cause(err)}
 	if a.stage() < sent {
-		failure.Kind = broker.Unavailable
-		failure.Text = fmt.Sprintf("%s was not reached: %s", a.endpoint(), a.unsent(ctx, err))
-		return failure
+		return a.notSent(ctx, err)
 	}
-	failure.Kind = broker.Ambiguous
-	failure.Text = fmt.Sprintf("%s %s; it may have acted on the request", a.endpoint(), a.cut(ctx, err, partial))
+	failure := &broker.IssueError{
+		Kind:    broker.Ambiguous,
+		Text:    fmt.Sprintf("%s %s; it may have acted on the request", a.endpoint, a.cut(ctx, err, partial)),
+		Outcome: broker.OutcomeUnknown,
+		Err:     a.redactor().cause(err),
+	}
 	if partial != nil {
 		failure.RetryAfter, _ = retryAfter(partial.header, partial.received)
 		failure.Trace = a.trail(partial.header)
@@ -133,14 +176,14 @@ func (a *attempt) cut(ctx context.Context, err error, partial *answer) string {
 	if partial != nil {
 		fmt.Fprintf(&b, "began to answer %d and ", partial.status)
 	}
-	switch ctx.Err() {
-	case context.DeadlineExceeded:
+	switch {
+	case a.ranOut(ctx):
 		verb := "answer"
 		if partial != nil {
 			verb = "finish"
 		}
 		fmt.Fprintf(&b, "did not %s within %s", verb, a.within())
-	case context.Canceled:
+	case a.oneTime == nil && ctx.Err() == context.Canceled:
 		b.WriteString("was given up before it had answered")
 	default:
 		fmt.Fprintf(&b, "broke the connection off before its answer was complete (%s)", a.redactor().show(err.Error(), maxProviderText))
@@ -148,14 +191,25 @@ func (a *attempt) cut(ctx context.Context, err error, partial *answer) string {
 	return b.String()
 }
 
-func (a *attempt) endpoint() string { return "token endpoint " + a.client.Endpoint() }
-
-// within is the time that there was, as a person would say it.
-func (a *attempt) within() time.Duration {
-	if a.allotted > time.Second {
-		return a.allotted.Round(100 * time.Millisecond)
+// ranOut reports whether there was no more time to wait for the answer.
+func (a *attempt) ranOut(ctx context.Context) bool {
+	if a.oneTime != nil {
+		return a.oneTime.over.Load()
 	}
-	return a.allotted.Round(time.Millisecond)
+	return ctx.Err() == context.DeadlineExceeded
+}
+
+// within is the time that there was, as a person would say it. A context's
+// deadline does not count any more once a one-time request is on its way.
+func (a *attempt) within() time.Duration {
+	d := a.allotted
+	if a.oneTime != nil && a.stage() == sent {
+		d = a.timeout
+	}
+	if d > time.Second {
+		return d.Round(100 * time.Millisecond)
+	}
+	return d.Round(time.Millisecond)
 }
 
 func readCloser(s string) io.ReadCloser { return io.NopCloser(strings.NewReader(s)) }

@@ -11,10 +11,10 @@ import (
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 )
 
-// verdicts are the registered error codes that a token endpoint can answer our
-// requests with (RFC 6749 section 5.2, RFC 8707 section 2, RFC 8628 section
-// 3.5; the two of a server in trouble come from section 4.1.2.1 of RFC 6749).
-// Anything else that stands in "error" is prose.
+// verdicts are the registered error codes that our requests can be answered with
+// (RFC 6749 section 5.2, RFC 8707 section 2, RFC 8628 section 3.5, RFC 7009
+// section 2.2.1; the two of a server in trouble come from section 4.1.2.1 of RFC
+// 6749). Anything else that stands in "error" is prose.
 var verdicts = map[string]broker.IssueErrorKind{
 	"invalid_client":          broker.ClientRejected,
 	"invalid_grant":           broker.GrantDead, // see condemned
@@ -23,6 +23,7 @@ var verdicts = map[string]broker.IssueErrorKind{
 	"invalid_target":          broker.RequestRejected,
 	"unauthorized_client":     broker.RequestRejected,
 	"unsupported_grant_type":  broker.RequestRejected,
+	"unsupported_token_type":  broker.RequestRejected,
 	"access_denied":           broker.RequestRejected,
 	"server_error":            broker.Unavailable,
 	"temporarily_unavailable": broker.Unavailable,
@@ -37,15 +38,35 @@ func (a *attempt) judge(answer *answer) (*broker.Grant, *broker.IssueError) {
 			return grant, nil
 		}
 	}
+	return nil, a.refusal(answer, m, err)
+}
+
+// refusal is what a complete answer that is no success stands for. m is what
+// could be read of it, unusable why that is not what was asked for, if it could.
+func (a *attempt) refusal(answer *answer, m members, unusable error) *broker.IssueError {
 	code := m.code()
 	wait, asked := retryAfter(answer.header, answer.received)
-	return nil, &broker.IssueError{
+	return &broker.IssueError{
 		Kind:       classify(answer.status, asked, code, a.request.GrantType),
 		Code:       code,
-		Text:       a.describe(answer, code, m, err, wait),
+		Text:       a.describe(answer, code, m, unusable, wait),
 		RetryAfter: wait,
 		Trace:      a.trail(answer.header),
+		Outcome:    outcome(answer, m),
 	}
+}
+
+// outcome says what a refusal tells about what was presented. A gateway that
+// gave up waiting does not know what the server behind it did, and a success
+// that cannot be read may be the only trace of a new token.
+func outcome(answer *answer, m members) broker.Outcome {
+	switch {
+	case answer.status == http.StatusGatewayTimeout, answer.status == http.StatusRequestTimeout:
+		return broker.OutcomeUnknown
+	case answer.isSuccess() && !m.hasError():
+		return broker.OutcomeUnknown
+	}
+	return broker.Answered
 }
 
 func (a *answer) isSuccess() bool { return a.status >= 200 && a.status < 300 }
@@ -118,7 +139,7 @@ func (m members) prose() string {
 // provider says about it as far as it may be shown.
 func (a *attempt) describe(answer *answer, code string, m members, unusable error, wait time.Duration) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s answered %d", a.endpoint(), answer.status)
+	fmt.Fprintf(&b, "%s answered %d", a.endpoint, answer.status)
 	switch {
 	case code != "":
 		b.WriteString(" " + code)
@@ -136,7 +157,7 @@ func (a *attempt) describe(answer *answer, code string, m members, unusable erro
 		fmt.Fprintf(&b, "; it asks to wait %s", wait.Round(time.Second))
 	}
 	if answer.status == http.StatusNotFound || answer.status == http.StatusMethodNotAllowed {
-		b.WriteString("; check that the URL is that of a token endpoint")
+		fmt.Fprintf(&b, "; check that the URL is that of a %s endpoint", a.endpoint.role)
 	}
 	return b.String()
 }

@@ -24,6 +24,7 @@ func TestVerdicts(t *testing.T) {
 		"invalid_target":          broker.RequestRejected,
 		"unauthorized_client":     broker.RequestRejected, // D.18: never a wrong secret by itself
 		"unsupported_grant_type":  broker.RequestRejected,
+		"unsupported_token_type":  broker.RequestRejected,
 		"access_denied":           broker.RequestRejected,
 		"server_error":            broker.Unavailable,
 		"temporarily_unavailable": broker.Unavailable,
@@ -98,6 +99,51 @@ func TestClassification(t *testing.T) {
 			if e.Code != "" && !strings.Contains(e.Text, e.Code) {
 				t.Errorf("code %q is not in %q", e.Code, e.Text)
 			}
+		})
+	}
+}
+
+// A complete answer is an outcome, unless it is a gateway's that gave up waiting,
+// or a success that cannot be read: that one may hold a new token.
+func TestOutcomes(t *testing.T) {
+	for name, tc := range map[string]struct {
+		answer reply
+		want   broker.Outcome
+	}{
+		"400 with a verdict":           {oauthError(400, "invalid_grant"), broker.Answered},
+		"401 with a verdict":           {oauthError(401, "invalid_client"), broker.Answered},
+		"400 that cannot be read":      {reply{status: 400, body: "<html>"}, broker.Answered},
+		"403 from a firewall":          {reply{status: 403, body: "<html>"}, broker.Answered},
+		"404":                          {reply{status: 404}, broker.Answered},
+		"408":                          {oauthError(408, "invalid_request"), broker.OutcomeUnknown},
+		"425":                          {reply{status: 425}, broker.Answered},
+		"429":                          {reply{status: 429, header: map[string]string{"Retry-After": "1"}}, broker.Answered},
+		"500":                          {reply{status: 500}, broker.Answered},
+		"500, endless":                 {reply{status: 500, body: strings.Repeat("x", 2<<20)}, broker.Answered},
+		"502":                          {reply{status: 502, body: "<html>"}, broker.Answered},
+		"503":                          {reply{status: 503}, broker.Answered},
+		"504":                          {reply{status: 504, body: "<html>"}, broker.OutcomeUnknown},
+		"504 with a verdict":           {oauthError(504, "invalid_grant"), broker.OutcomeUnknown},
+		"a redirect":                   {reply{status: 302, header: map[string]string{"Location": "/"}}, broker.Answered},
+		"200 with a verdict":           {oauthError(200, "invalid_grant"), broker.Answered},
+		"200 with prose for an error":  {reply{body: `{"error":"bad_refresh_token"}`}, broker.Answered},
+		"200 with nothing":             {reply{}, broker.OutcomeUnknown},
+		"200 without a token":          {reply{body: `{}`}, broker.OutcomeUnknown},
+		"200 with an empty error":      {reply{body: `{"error":""}`}, broker.OutcomeUnknown},
+		"200 with HTML":                {reply{body: "<html>"}, broker.OutcomeUnknown},
+		"200 with half a JSON object":  {reply{body: bearer[:30]}, broker.OutcomeUnknown},
+		"200 with a lifetime below 0":  {member(`"expires_in":-1`), broker.OutcomeUnknown},
+		"200 with two refresh tokens":  {member(`"refresh_token":"a","refresh_token":"b"`), broker.OutcomeUnknown},
+		"200 of another kind of token": {member(`"token_type":"mac"`), broker.OutcomeUnknown},
+		"200, endless":                 {reply{body: `{"x":"` + strings.Repeat("x", 2<<20)}, broker.OutcomeUnknown},
+		"204":                          {reply{status: 204}, broker.OutcomeUnknown},
+	} {
+		t.Run(name, func(t *testing.T) {
+			address := serve(t, tc.answer)
+			bothWays(t, func(t *testing.T, asked oauth.TokenRequest) {
+				grant, err := clientFor(t, address).RequestToken(t.Context(), asked)
+				wantOutcome(t, failure(t, grant, err), tc.want)
+			})
 		})
 	}
 }

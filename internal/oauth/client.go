@@ -1,5 +1,6 @@
 // Package oauth speaks to token endpoints (RFC 6749 section 3.2): it makes one
 // token request and says what came of it, as a grant or as a classified error.
+// It speaks to revocation endpoints (RFC 7009) in the same way.
 //
 // What makes a token request hard is not sending a form. It is knowing what a
 // failure means for the next attempt: was the request sent at all, was it the
@@ -13,7 +14,8 @@
 //   - A request is written at most once. Nothing is retried, no redirect is
 //     followed, no second way to authenticate the client is tried.
 //   - It ends within the client's timeout and when its context ends, whatever
-//     the other side does.
+//     the other side does. Only a one-time request outlives its context; see
+//     [TokenRequest].
 //   - Neither a secret that was sent nor a token that came back is in an error.
 //     The package does not log.
 package oauth
@@ -54,6 +56,9 @@ const (
 type Config struct {
 	// TokenURL is the token endpoint. Its query, if any, is kept. Required.
 	TokenURL string
+	// RevocationURL is the revocation endpoint, likewise. Empty means that the
+	// server has none.
+	RevocationURL string
 	// ClientID as registered with the server. Required.
 	ClientID string
 	// ClientAuth is never guessed: trying one way and then another doubles
@@ -64,43 +69,55 @@ type Config struct {
 	Timeout time.Duration
 	// UserAgent is sent with every request. Empty means "tokenbroker".
 	UserAgent string
-	// AllowInsecureHTTP admits an http:// TokenURL on a host that is not a
-	// loopback one; secrets and tokens then travel in clear.
+	// AllowInsecureHTTP admits http:// URLs of a host that is not a loopback
+	// one; secrets and tokens then travel in clear.
 	AllowInsecureHTTP bool
 	// Transport holds the connections. Clients may share one and should; nil
 	// means one of the Client's own, whose idle connections end by themselves.
 	Transport *Transport
 }
 
-// Client makes token requests to one endpoint as one client. It is immutable
-// and may be used from several goroutines.
+// Client makes requests to one server as one client. It is immutable and may be
+// used from several goroutines.
 type Client struct {
-	endpoint  *url.URL
-	clientID  string
-	auth      ClientAuth
-	timeout   time.Duration
-	userAgent string
-	transport *Transport
+	token      endpoint
+	revocation endpoint // its url is nil when there is none
+	clientID   string
+	auth       ClientAuth
+	timeout    time.Duration
+	userAgent  string
+	transport  *Transport
 }
+
+// endpoint is where a request goes. Its string is how messages call it.
+type endpoint struct {
+	role string
+	url  *url.URL
+}
+
+func (e endpoint) String() string { return e.role + " endpoint " + shown(e.url) }
 
 // NewClient checks config and returns a Client for it. It makes no connection:
 // an endpoint that is down does not matter here. The error tells every mistake.
 func NewClient(config Config) (*Client, error) {
-	endpoint, err := parseEndpoint(config.TokenURL, config.AllowInsecureHTTP)
-	err = errors.Join(err, checkClientID(config.ClientID), checkClientAuth(config.ClientAuth))
+	token, err := parseEndpoint("token", config.TokenURL, config.AllowInsecureHTTP)
+	var revocation endpoint
+	var revocationErr error
+	if config.RevocationURL != "" {
+		revocation, revocationErr = parseEndpoint("revocation", config.RevocationURL, config.AllowInsecureHTTP)
+	}
+	err = errors.Join(err, revocationErr, checkClientID(config.ClientID), checkClientAuth(config.ClientAuth))
 	if err != nil {
 		return nil, err
 	}
 	c := &Client{
-		endpoint:  endpoint,
-		clientID:  config.ClientID,
-		auth:      config.ClientAuth,
-		timeout:   config.Timeout,
-		userAgent: cmp.Or(config.UserAgent, defaultUserAgent),
-		transport: config.Transport,
-	}
-	if c.timeout <= 0 {
-		c.timeout = defaultTimeout
+		token:      token,
+		revocation: revocation,
+		clientID:   config.ClientID,
+		auth:       config.ClientAuth,
+		timeout:    orDefault(config.Timeout, defaultTimeout),
+		userAgent:  cmp.Or(config.UserAgent, defaultUserAgent),
+		transport:  config.Transport,
 	}
 	if c.transport == nil {
 		c.transport = NewTransport(TransportConfig{})
@@ -110,20 +127,18 @@ func NewClient(config Config) (*Client, error) {
 
 // Endpoint is the token endpoint as messages show it: without its query, and in
 // one spelling however it was configured.
-func (c *Client) Endpoint() string { return shown(c.endpoint) }
+func (c *Client) Endpoint() string { return shown(c.token.url) }
 
-// Timeout bounds one token request.
+// Timeout bounds one request.
 func (c *Client) Timeout() time.Duration { return c.timeout }
 
 // RequestToken makes one token request. The error is always a
 // *[broker.IssueError].
 func (c *Client) RequestToken(ctx context.Context, request TokenRequest) (*broker.Grant, error) {
-	a := newAttempt(ctx, c, request)
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
-	defer cancel()
-	answer, err := a.send(ctx)
-	if err != nil {
-		return nil, a.unanswered(ctx, err, answer)
+	a := newAttempt(ctx, c, c.token, request)
+	answer, failure := a.ask(ctx)
+	if failure != nil {
+		return nil, failure
 	}
 	grant, failure := a.judge(answer)
 	if failure != nil {
@@ -132,28 +147,32 @@ func (c *Client) RequestToken(ctx context.Context, request TokenRequest) (*broke
 	return grant, nil
 }
 
-// parseEndpoint reads a token endpoint's URL. Its errors repeat nothing of what
-// may hide a password.
-func parseEndpoint(raw string, allowInsecureHTTP bool) (*url.URL, error) {
+// parseEndpoint reads an endpoint's URL. Its errors repeat nothing of what may
+// hide a password.
+func parseEndpoint(role, raw string, allowInsecureHTTP bool) (endpoint, error) {
 	u, err := url.Parse(raw)
+	var flaw string
 	switch {
 	case raw == "":
-		return nil, errors.New("the token URL is missing")
+		flaw = "is missing"
 	case err != nil || u.Hostname() == "" || u.Opaque != "":
-		return nil, errors.New("the token URL is not an absolute URL such as https://id.example.com/token")
+		flaw = "is not an absolute URL such as https://id.example.com/" + role
 	case u.User != nil:
-		return nil, errors.New("the token URL holds a user name: remove it, credentials are sent another way")
+		flaw = "holds a user name: remove it, credentials are sent another way"
 	case u.Fragment != "":
-		return nil, errors.New("the token URL has a fragment (#...): remove it")
+		flaw = "has a fragment (#...): remove it"
 	case u.Query().Has("client_secret"):
-		return nil, errors.New("the token URL holds a client_secret: remove it, and replace that secret since URLs are logged everywhere")
-	case u.Scheme == "http" && !allowInsecureHTTP && !isLoopback(u.Hostname()):
-		return nil, fmt.Errorf("%s would send secrets in clear: use https://, or set allow_insecure_http if that is meant", shown(u))
+		flaw = "holds a client_secret: remove it, and replace that secret since URLs are logged everywhere"
+	case u.Scheme == "http" && !allowInsecureHTTP && !IsLoopback(u.Hostname()):
+		return endpoint{}, fmt.Errorf("%s would send secrets in clear: use https://, or set allow_insecure_http if that is meant", shown(u))
 	case u.Scheme != "http" && u.Scheme != "https":
-		return nil, errors.New("the token URL starts with neither https:// nor http://")
+		flaw = "starts with neither https:// nor http://"
+	}
+	if flaw != "" {
+		return endpoint{}, fmt.Errorf("the %s URL %s", role, flaw)
 	}
 	u.Host = canonicalHost(u)
-	return u, nil
+	return endpoint{role, u}, nil
 }
 
 // canonicalHost drops what does not distinguish two hosts: case, and the port
@@ -169,7 +188,9 @@ func canonicalHost(u *url.URL) string {
 	return host
 }
 
-func isLoopback(host string) bool {
+// IsLoopback reports whether a URL's host is a loopback one: nobody else can
+// listen in on the way to it.
+func IsLoopback(host string) bool {
 	address, err := netip.ParseAddr(host)
 	return strings.EqualFold(host, "localhost") || err == nil && address.Unmap().IsLoopback()
 }

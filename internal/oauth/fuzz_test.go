@@ -24,10 +24,21 @@ func FuzzAnswer(f *testing.F) {
 	f.Add(uint16(429), "", "Fri, 31 Dec 1999 23:59:59 GMT", "", []byte{0xff, 0xfe})
 	f.Add(uint16(200), "", "", "", []byte(`{"access_token":"a","expires_in":"1e400","scope":["a"],"token_type":"BeArEr","refresh_token":null}`))
 	var now answering
-	client := clientFor(f, serve(f, &now))
+	address := serve(f, &now)
+	client := clientFor(f, address, revoking(address))
 	f.Fuzz(func(t *testing.T, status uint16, text, wait, trace string, body []byte) {
 		now = answering{200 + int(status)%800, text, wait, trace, body}
+		if err := client.Revoke(t.Context(), broker.NewSecret("token-"+canary), broker.RefreshToken, broker.NewSecret(canary)); err != nil {
+			checkFailure(t, failure(t, nil, err))
+		}
 		grant, err := request(t, client)
+		again, onceErr := client.RequestToken(t.Context(), spend(nil))
+		if (err == nil) != (onceErr == nil) {
+			t.Errorf("as a repeatable request: %v; as a one-time one: %v", err, onceErr)
+		}
+		if onceErr != nil {
+			checkFailure(t, failure(t, again, onceErr))
+		}
 		if err != nil {
 			checkFailure(t, failure(t, grant, err))
 			return
@@ -46,6 +57,9 @@ func FuzzAnswer(f *testing.F) {
 func checkFailure(t *testing.T, e *broker.IssueError) {
 	if e.Kind < broker.Unavailable || e.Kind > broker.RequestRejected {
 		t.Errorf("kind is %v", e.Kind)
+	}
+	if e.Outcome != broker.Answered && e.Outcome != broker.OutcomeUnknown {
+		t.Errorf("outcome is %s", outcomeName(e.Outcome))
 	}
 	if e.RetryAfter < 0 || e.RetryAfter > time.Hour {
 		t.Errorf("RetryAfter is %s", e.RetryAfter)

@@ -24,6 +24,10 @@ import (
 var proxy = newForwardProxy()
 
 func TestMain(m *testing.M) {
+	if address := os.Getenv(childAddress); address != "" {
+		beChild(address)
+		return
+	}
 	for _, name := range []string{"http_proxy", "https_proxy", "no_proxy", "ALL_PROXY", "all_proxy", "REQUEST_METHOD"} {
 		os.Unsetenv(name)
 	}
@@ -69,6 +73,25 @@ func ask(grantType broker.GrantType) oauth.TokenRequest {
 	return oauth.TokenRequest{GrantType: grantType, ClientSecret: broker.NewSecret(canary)}
 }
 
+// spend is a one-time request.
+func spend(clear func() error) oauth.TokenRequest {
+	return oauth.TokenRequest{
+		GrantType:    oauth.RefreshToken,
+		ClientSecret: broker.NewSecret(canary),
+		Secrets:      map[string]broker.Secret{"refresh_token": broker.NewSecret("refresh-" + canary)},
+		OneTime:      true,
+		Clear:        clear,
+	}
+}
+
+// bothWays runs a test with a request that can be repeated and with one that
+// cannot.
+func bothWays(t *testing.T, test func(t *testing.T, asked oauth.TokenRequest)) {
+	t.Helper()
+	t.Run("repeatable", func(t *testing.T) { test(t, ask(broker.ClientCredentials)) })
+	t.Run("one-time", func(t *testing.T) { test(t, spend(nil)) })
+}
+
 // request asks client for a client's own token.
 func request(t testing.TB, client *oauth.Client) (*broker.Grant, error) {
 	return client.RequestToken(t.Context(), ask(broker.ClientCredentials))
@@ -95,6 +118,17 @@ func noSecret(t testing.TB, e *broker.IssueError) {
 			t.Errorf("a secret is shown: %q", text)
 		}
 	}
+}
+
+func wantOutcome(t testing.TB, e *broker.IssueError, want broker.Outcome) {
+	t.Helper()
+	if e.Outcome != want {
+		t.Errorf("outcome is %s, want %s (%s)", outcomeName(e.Outcome), outcomeName(want), e.Text)
+	}
+}
+
+func outcomeName(o broker.Outcome) string {
+	return map[broker.Outcome]string{broker.OutcomeUnknown: "unknown", broker.Unsent: "unsent", broker.Answered: "answered"}[o]
 }
 
 func wantKind(t testing.TB, e *broker.IssueError, kind broker.IssueErrorKind, words ...string) {

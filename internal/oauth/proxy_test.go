@@ -99,12 +99,15 @@ func TestPlainRequestsGoThroughTheProxy(t *testing.T) {
 	log := proxy.route(t, "plain.test", backend.Listener.Addr().String())
 
 	client := clientFor(t, "http://plain.test/token", func(c *oauth.Config) { c.AllowInsecureHTTP = true })
-	if _, err := request(t, client); err != nil {
-		t.Fatal(err)
-	}
-	if got := strings.Join(log(), "\n"); got != "POST http://plain.test/token" {
-		t.Errorf("the proxy saw %q", got)
-	}
+	bothWays(t, func(t *testing.T, asked oauth.TokenRequest) {
+		before := len(log())
+		if _, err := client.RequestToken(t.Context(), asked); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(log()[before:], "\n"); got != "POST http://plain.test/token" {
+			t.Errorf("the proxy saw %q", got)
+		}
+	})
 }
 
 func TestTLSRequestsGoThroughTheProxysTunnel(t *testing.T) {
@@ -113,12 +116,15 @@ func TestTLSRequestsGoThroughTheProxysTunnel(t *testing.T) {
 	log := proxy.route(t, "example.com:443", backend.Listener.Addr().String())
 
 	client := clientFor(t, "https://example.com/token", over(oauth.TransportConfig{TLS: trusting(backend)}))
-	if _, err := request(t, client); err != nil {
-		t.Fatal(err)
-	}
-	if got := strings.Join(log(), "\n"); got != "CONNECT example.com:443" {
-		t.Errorf("the proxy saw %q", got)
-	}
+	bothWays(t, func(t *testing.T, asked oauth.TokenRequest) {
+		before := len(log())
+		if _, err := client.RequestToken(t.Context(), asked); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(log()[before:], "\n"); got != "CONNECT example.com:443" {
+			t.Errorf("the proxy saw %q", got)
+		}
+	})
 }
 
 func TestAProxyThatRefusesLeavesTheRequestUnsent(t *testing.T) {
@@ -129,8 +135,12 @@ func TestAProxyThatRefusesLeavesTheRequestUnsent(t *testing.T) {
 		"lost.test":   "the proxy refused the connection with 502",
 	} {
 		t.Run(host, func(t *testing.T) {
-			grant, err := request(t, clientFor(t, "https://"+host+"/token"))
-			wantKind(t, failure(t, grant, err), broker.Unavailable, words)
+			bothWays(t, func(t *testing.T, asked oauth.TokenRequest) {
+				grant, err := clientFor(t, "https://"+host+"/token").RequestToken(t.Context(), asked)
+				e := failure(t, grant, err)
+				wantKind(t, e, broker.Unavailable, words)
+				wantOutcome(t, e, broker.Unsent)
+			})
 		})
 	}
 }

@@ -94,7 +94,9 @@ func TestErrorsOfTheHTTPClientShowNoSecret(t *testing.T) {
 		"HTTP/1.1 200 OK\r\nContent-Length: %s\r\n\r\n", "HTTP/1.1 200 OK\r\nTransfer-Encoding: %s\r\n\r\n",
 	} {
 		address := serveConn(t, func(c net.Conn, _ *http.Request) { fmt.Fprintf(c, raw, canary) })
-		grant, err := request(t, clientFor(t, address))
-		wantKind(t, failure(t, grant, err), broker.Ambiguous, "broke the connection off")
+		bothWays(t, func(t *testing.T, asked oauth.TokenRequest) {
+			grant, err := clientFor(t, address).RequestToken(t.Context(), asked)
+			wantKind(t, failure(t, grant, err), broker.Ambiguous, "broke the connection off")
+		})
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 )
@@ -14,6 +15,14 @@ import (
 const RefreshToken broker.GrantType = "refresh_token"
 
 // TokenRequest is what one token request says beyond who the client is.
+//
+// A one-time request spends what works only once: a refresh token, a code. If
+// its answer is lost, so may be what was spent, and if it is sent twice, the
+// server may take it for theft. So it has a connection of its own, and once its
+// first byte was written, the end of the context does nothing: only the timeout
+// ends it. When that is over, what the server has answered by then is still
+// read, even if this process stood still meanwhile, which takes 300 ms at the
+// most. What is not sent by then never is.
 type TokenRequest struct {
 	// GrantType is sent as grant_type, and decides what an invalid_grant
 	// condemns. Required.
@@ -24,13 +33,22 @@ type TokenRequest struct {
 	// secrets of a client change while the Client lives.
 	ClientSecret broker.Secret
 	// Parameters are what the grant needs beyond that and may be shown:
-	// redirect_uri, username, audience, resource. Empty values are not sent
-	// (RFC 6749 section 3.2), nor are the names that other fields stand for.
+	// redirect_uri, audience, resource. Empty values are not sent (RFC 6749
+	// section 3.2), nor are the names that other fields stand for.
 	Parameters url.Values
-	// Secrets are the parameters that must never be shown: password, code,
-	// code_verifier, refresh_token, client_assertion. They are sent as
+	// Secrets are the parameters that must never be shown: username, password,
+	// code, code_verifier, refresh_token, client_assertion. They are sent as
 	// Parameters are, and kept out of every error.
 	Secrets map[string]broker.Secret
+	// Timeout bounds this request instead of the client's; zero is the
+	// client's.
+	Timeout time.Duration
+	// OneTime makes it a one-time request.
+	OneTime bool
+	// Clear, if not nil, is asked right before the first byte of a one-time
+	// request is written. An error keeps the request from being sent and is the
+	// cause of the failure. It may be called from another goroutine.
+	Clear func() error
 }
 
 // ownParameters have their own fields, so that no request says them twice
@@ -38,12 +56,12 @@ type TokenRequest struct {
 var ownParameters = []string{"grant_type", "scope", "client_id", "client_secret"}
 
 // newHTTPRequest puts request on the wire's terms.
-func (c *Client) newHTTPRequest(ctx context.Context, request TokenRequest) *http.Request {
+func (c *Client) newHTTPRequest(ctx context.Context, to *url.URL, request TokenRequest) *http.Request {
 	body := c.form(request).Encode()
 	h := (&http.Request{
 		Method:        http.MethodPost,
-		URL:           c.endpoint,
-		Host:          c.endpoint.Host,
+		URL:           to,
+		Host:          to.Host,
 		Body:          readCloser(body),
 		ContentLength: int64(len(body)),
 		Header: http.Header{

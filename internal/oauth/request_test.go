@@ -131,17 +131,19 @@ func TestConfigMistakes(t *testing.T) {
 		config oauth.Config
 		words  string
 	}{
-		"nothing":     {oauth.Config{}, "the token URL is missing\nthe client ID is missing\nclient authentication \"\" is not"},
-		"no host":     {oauth.Config{TokenURL: "https:///token"}, "not an absolute URL"},
-		"relative":    {oauth.Config{TokenURL: "/token"}, "not an absolute URL"},
-		"broken":      {oauth.Config{TokenURL: "https://h/%zz" + canary}, "not an absolute URL"},
-		"user":        {oauth.Config{TokenURL: "https://u:secret-value@h/token"}, "user name"},
-		"fragment":    {oauth.Config{TokenURL: "https://h/token#secret-value"}, "fragment"},
-		"secret":      {oauth.Config{TokenURL: "https://h/token?client_secret=secret-value"}, "replace that secret"},
-		"clear":       {oauth.Config{TokenURL: "http://h/token?x=secret-value"}, "http://h/token would send secrets in clear"},
-		"ftp":         {oauth.Config{TokenURL: "ftp://h/token"}, "neither https"},
-		"blank id":    {oauth.Config{TokenURL: "https://h", ClientID: "id\n"}, "blanks around it"},
-		"other style": {oauth.Config{TokenURL: "https://h", ClientID: "id", ClientAuth: "magic"}, `"magic" is not one of client_secret_post, client_secret_basic`},
+		"nothing":      {oauth.Config{}, "the token URL is missing\nthe client ID is missing\nclient authentication \"\" is not"},
+		"no host":      {oauth.Config{TokenURL: "https:///token"}, "not an absolute URL"},
+		"relative":     {oauth.Config{TokenURL: "/token"}, "not an absolute URL"},
+		"broken":       {oauth.Config{TokenURL: "https://h/%zz" + canary}, "not an absolute URL"},
+		"user":         {oauth.Config{TokenURL: "https://u:secret-value@h/token"}, "user name"},
+		"fragment":     {oauth.Config{TokenURL: "https://h/token#secret-value"}, "fragment"},
+		"secret":       {oauth.Config{TokenURL: "https://h/token?client_secret=secret-value"}, "replace that secret"},
+		"clear":        {oauth.Config{TokenURL: "http://h/token?x=secret-value"}, "http://h/token would send secrets in clear"},
+		"ftp":          {oauth.Config{TokenURL: "ftp://h/token"}, "neither https"},
+		"blank id":     {oauth.Config{TokenURL: "https://h", ClientID: "id\n"}, "blanks around it"},
+		"in clear too": {oauth.Config{TokenURL: "https://h", RevocationURL: "http://h/revoke?x=secret-value"}, "http://h/revoke would send secrets in clear"},
+		"no scheme":    {oauth.Config{TokenURL: "https://h", RevocationURL: "h/revoke"}, "the revocation URL is not an absolute URL such as https://id.example.com/revocation"},
+		"other style":  {oauth.Config{TokenURL: "https://h", ClientID: "id", ClientAuth: "magic"}, `"magic" is not one of client_secret_post, client_secret_basic`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := oauth.NewClient(tc.config)

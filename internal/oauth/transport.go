@@ -46,32 +46,53 @@ type TransportConfig struct {
 // Clients and used from several goroutines.
 type Transport struct {
 	http *http.Transport
-	// For messages.
+	// What makes another one.
+	dialer                           *net.Dialer
+	tls                              *tls.Config
 	connectTimeout, handshakeTimeout time.Duration
 }
 
 // NewTransport returns a Transport without connections.
 func NewTransport(config TransportConfig) *Transport {
 	t := &Transport{
+		tls:              verifying(config.TLS),
 		connectTimeout:   orDefault(config.ConnectTimeout, defaultConnectTimeout),
 		handshakeTimeout: orDefault(config.HandshakeTimeout, defaultHandshakeTimeout),
 	}
-	dialer := &net.Dialer{Timeout: t.connectTimeout, KeepAlive: idleTimeout}
-	t.http = &http.Transport{
+	t.dialer = &net.Dialer{Timeout: t.connectTimeout, KeepAlive: idleTimeout}
+	t.http = t.connections(t.dialer.DialContext)
+	t.http.ForceAttemptHTTP2 = true
+	t.http.HTTP2 = &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout}
+	t.http.MaxIdleConns = 64
+	t.http.MaxIdleConnsPerHost = 4
+	t.http.IdleConnTimeout = idleTimeout
+	return t
+}
+
+// connections are made by dial, through the same proxies and as safely whatever
+// they are for.
+func (t *Transport) connections(dial func(ctx context.Context, network, address string) (net.Conn, error)) *http.Transport {
+	return &http.Transport{
 		Proxy:                  proxyFromEnvironment,
 		OnProxyConnectResponse: checkProxy,
-		DialContext:            dialer.DialContext,
-		TLSClientConfig:        verifying(config.TLS),
+		DialContext:            dial,
+		TLSClientConfig:        t.tls.Clone(), // net/http adds to it
 		TLSHandshakeTimeout:    t.handshakeTimeout,
-		ForceAttemptHTTP2:      true,
-		HTTP2:                  &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
 		DisableCompression:     true,
-		MaxIdleConns:           64,
-		MaxIdleConnsPerHost:    4,
-		IdleConnTimeout:        idleTimeout,
 		MaxResponseHeaderBytes: maxHeaderBytes,
 	}
-	return t
+}
+
+// single is for one request over one connection, which nothing else ever uses. A
+// request that fits into one TLS record leaves at once, not in parts.
+func (t *Transport) single(dial func(ctx context.Context, network, address string) (net.Conn, error)) *http.Transport {
+	single := t.connections(dial)
+	single.DisableKeepAlives = true
+	single.WriteBufferSize = 16 << 10
+	single.Protocols = new(http.Protocols)
+	single.Protocols.SetHTTP1(true)
+	single.TLSClientConfig.NextProtos = []string{"http/1.1"}
+	return single
 }
 
 // CloseIdleConnections closes the connections that no request uses, for a

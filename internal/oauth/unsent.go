@@ -8,9 +8,26 @@ import (
 	"fmt"
 	"net"
 	"syscall"
+
+	"github.com/tokenbroker/tokenbroker/internal/broker"
 )
 
-// unsent says why no byte of the request left, and what to check.
+// notSent is the failure of an attempt of which no byte left.
+func (a *attempt) notSent(ctx context.Context, err error) *broker.IssueError {
+	failure := &broker.IssueError{Kind: broker.Unavailable, Outcome: broker.Unsent}
+	if a.oneTime != nil {
+		if held := a.oneTime.heldBack(); held != nil {
+			failure.Text = fmt.Sprintf("%s was not asked: the request was held back before its first byte", a.endpoint)
+			failure.Err = a.redactor().cause(held)
+			return failure
+		}
+	}
+	failure.Text = fmt.Sprintf("%s was not reached: %s", a.endpoint, a.unsent(ctx, err))
+	failure.Err = a.redactor().cause(err)
+	return failure
+}
+
+// unsent says why, and what to check.
 func (a *attempt) unsent(ctx context.Context, err error) string {
 	switch ctx.Err() {
 	case context.DeadlineExceeded:
@@ -49,7 +66,7 @@ func (a *attempt) certificateTrouble(err error) string {
 	case errors.As(err, &authority):
 		return "its certificate comes from an authority that is not trusted here: add that authority to the system's trusted certificates, or name its file in SSL_CERT_FILE"
 	case errors.As(err, &host):
-		return fmt.Sprintf("its certificate is not for %s: check the host in the URL, and for a proxy that intercepts TLS", a.client.endpoint.Hostname())
+		return fmt.Sprintf("its certificate is not for %s: check the host in the URL, and for a proxy that intercepts TLS", a.endpoint.url.Hostname())
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return "its certificate has expired or is not valid yet: check this machine's clock, then the certificate"
 	case errors.As(err, &record) && string(record.RecordHeader[:]) == "HTTP/":
@@ -64,7 +81,7 @@ func (a *attempt) certificateTrouble(err error) string {
 
 func (a *attempt) dialTrouble(err error) string {
 	var dns *net.DNSError
-	switch host := a.client.endpoint.Host; {
+	switch host := a.endpoint.url.Host; {
 	case errors.As(err, &dns) && dns.IsNotFound:
 		return fmt.Sprintf("there is no host %s: check the URL and this machine's DNS", a.redactor().show(dns.Name, maxProviderText))
 	case errors.As(err, &dns):

@@ -5,7 +5,7 @@
 // go into the form, every refusal has status 400, and a secret that has expired
 // (after six months unless said otherwise) is refused like a wrong one. That is
 // why a profile may have several secrets: while one is being replaced the other
-// still works.
+// still works. Likewise a locked account is refused like a wrong password.
 package vantage
 
 import (
@@ -21,6 +21,10 @@ import (
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/oauth"
 )
+
+// offlineAccess is the scope that brings refresh tokens, if the client may have
+// them.
+const offlineAccess = "offline_access"
 
 // regions are the public clouds. A tenant lives in one of them.
 var regions = []string{"eu", "us", "au"}
@@ -41,10 +45,20 @@ type Config struct {
 	// ClientSecrets, newest first: one at least. The next one is tried only
 	// when Vantage refuses the client.
 	ClientSecrets []broker.Secret
-	// Scopes that a caller gets when it names none.
+	// GrantType is broker.ClientCredentials, also for empty, or
+	// broker.Password.
+	GrantType broker.GrantType
+	// Username and Password of whom the client acts for. Required with the
+	// grant password.
+	Username, Password broker.Secret
+	// Scopes that a caller gets when it names none. With offline_access among
+	// them the grant password brings refresh tokens.
 	Scopes []string
 	// Timeout bounds one token request; zero means 10 seconds.
 	Timeout time.Duration
+	// Grace and Reusable are the profile's.
+	Grace    time.Duration
+	Reusable bool
 	// DefaultLifetime, MaxTokenAge and RejectedRetry are the profile's, with
 	// its defaults for zero.
 	DefaultLifetime time.Duration
@@ -64,10 +78,12 @@ type Config struct {
 // NewProfile returns the profile that config describes. It makes no
 // connection. The error tells every mistake, and what to do about it.
 func NewProfile(config Config) (*broker.Profile, error) {
-	endpoint, endpointErr := config.tokenURL()
-	err := errors.Join(config.checkIdentity(), endpointErr, config.checkSecrets(), checkScopes(config.Scopes))
+	config.GrantType = cmp.Or(config.GrantType, broker.ClientCredentials)
+	server, serverErr := config.server()
+	err := errors.Join(config.checkIdentity(), serverErr, config.checkSecrets(), config.checkUser(), checkScopes(config.Scopes))
 	client, clientErr := oauth.NewClient(oauth.Config{
-		TokenURL:          cmp.Or(endpoint, "https://vantage.invalid"), // its own mistakes are told already
+		TokenURL:          server + "/connect/token",
+		RevocationURL:     server + "/connect/revocation",
 		ClientID:          config.ClientID,
 		ClientAuth:        oauth.ClientSecretPost,
 		Timeout:           config.Timeout,
@@ -82,11 +98,15 @@ func NewProfile(config Config) (*broker.Profile, error) {
 	return &broker.Profile{
 		Name:            config.Name,
 		Provider:        "vantage",
-		GrantType:       broker.ClientCredentials,
+		GrantType:       config.GrantType,
 		Scopes:          slices.Clone(config.Scopes),
-		Identity:        broker.Identity(client.Endpoint(), config.TenantID, config.ClientID, string(broker.ClientCredentials)),
-		Credential:      broker.Fingerprint(config.FingerprintKey, secrets...),
-		Issuer:          &clientCredentials{client: client, secrets: secrets},
+		Identity:        config.identity(client.Endpoint()),
+		Credential:      config.credential(secrets),
+		Issuer:          newIssuer(config, client, secrets),
+		RefreshTokens:   config.GrantType == broker.Password && slices.Contains(config.Scopes, offlineAccess),
+		Reusable:        config.Reusable,
+		Grace:           config.Grace,
+		Timeout:         client.Timeout(),
 		DefaultLifetime: config.DefaultLifetime,
 		MaxTokenAge:     config.MaxTokenAge,
 		RejectedRetry:   config.RejectedRetry,
@@ -94,17 +114,35 @@ func NewProfile(config Config) (*broker.Profile, error) {
 	}, nil
 }
 
-// tokenURL is the token endpoint, the tenant's own where there is a tenant.
-func (c Config) tokenURL() (string, error) {
+// identity names what would be issued. A user's name can be guessed, so it is in
+// there by its fingerprint.
+func (c Config) identity(endpoint string) string {
+	parts := []string{endpoint, c.TenantID, c.ClientID, string(c.GrantType)}
+	if c.GrantType == broker.Password {
+		parts = append(parts, broker.Fingerprint(c.FingerprintKey, c.Username))
+	}
+	return broker.Identity(parts...)
+}
+
+// credential names what is presented.
+func (c Config) credential(secrets []broker.Secret) string {
+	if c.GrantType == broker.Password {
+		secrets = append(slices.Clone(secrets), c.Username, c.Password)
+	}
+	return broker.Fingerprint(c.FingerprintKey, secrets...)
+}
+
+// server is what the endpoints' URLs begin with, the tenant's own where there is
+// a tenant. It is one that can be parsed even when there are mistakes.
+func (c Config) server() (string, error) {
 	base, err := c.base()
-	tenantErr := checkTenant(c.TenantID)
-	if err = errors.Join(err, tenantErr); err != nil {
-		return "", err
+	if err = errors.Join(err, checkTenant(c.TenantID)); err != nil {
+		return "https://vantage.invalid", err
 	}
 	if c.TenantID != "" {
-		return base + "/auth2/" + url.PathEscape(c.TenantID) + "/connect/token", nil
+		return base + "/auth2/" + url.PathEscape(c.TenantID), nil
 	}
-	return base + "/auth2/connect/token", nil
+	return base + "/auth2", nil
 }
 
 // base is what comes before /auth2, without a slash at its end.
@@ -117,13 +155,13 @@ func (c Config) base() (string, error) {
 	case c.Region != "":
 		return "https://vantage-" + c.Region + ".abbyy.com", nil
 	case c.BaseURL != "":
-		return checkBaseURL(c.BaseURL)
+		return checkBaseURL(c.BaseURL, c.AllowInsecureHTTP)
 	}
 	return "", fmt.Errorf("neither region nor base_url is set: set region to %s, or base_url for a private cloud", strings.Join(regions, ", "))
 }
 
 // checkBaseURL does not repeat the URL where that could show a password.
-func checkBaseURL(raw string) (string, error) {
+func checkBaseURL(raw string, allowInsecureHTTP bool) (string, error) {
 	u, err := url.Parse(raw)
 	switch {
 	case err != nil || u.Hostname() == "" || u.Opaque != "":
@@ -132,6 +170,10 @@ func checkBaseURL(raw string) (string, error) {
 		return "", errors.New("base_url holds a user name: remove it, client_id and client_secret are all that is needed")
 	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
 		return "", errors.New("base_url has a query or a fragment: remove it")
+	case u.Scheme == "http" && !allowInsecureHTTP && !oauth.IsLoopback(u.Hostname()):
+		return "", errors.New("base_url would send secrets in clear: use https://, or set allow_insecure_http if that is meant")
+	case u.Scheme != "http" && u.Scheme != "https":
+		return "", errors.New("base_url starts with neither https:// nor http://")
 	}
 	path := strings.TrimRight(u.EscapedPath(), "/")
 	if slices.Contains(strings.Split(path, "/"), "auth2") {
@@ -172,6 +214,26 @@ func (c Config) checkSecrets() error {
 		}
 	}
 	return nil
+}
+
+func (c Config) checkUser() error {
+	switch {
+	case c.GrantType == broker.ClientCredentials:
+		return nil
+	case c.GrantType != broker.Password:
+		return fmt.Errorf("the grant %s is not one of %s, %s", c.GrantType, broker.ClientCredentials, broker.Password)
+	}
+	var userErr, passwordErr error
+	switch name := c.Username.Reveal(); {
+	case name == "":
+		userErr = errors.New("password.username is empty: check the file or variable that it comes from")
+	case strings.TrimSpace(name) != name:
+		userErr = errors.New("password.username has blanks or line ends around it: remove them where it comes from")
+	}
+	if c.Password.IsEmpty() {
+		passwordErr = errors.New("password.password is empty: check the file or variable that it comes from")
+	}
+	return errors.Join(userErr, passwordErr)
 }
 
 func checkScopes(scopes []string) error {

@@ -104,6 +104,10 @@ func TestMistakes(t *testing.T) {
 		"empty secret":       {func(c *vantage.Config) { c.ClientSecrets = append(c.ClientSecrets, broker.Secret{}) }, "client secret 2 is empty"},
 		"secret with an end": {func(c *vantage.Config) { c.ClientSecrets[0] = broker.NewSecret("hush\n") }, "client secret 1 has blanks or line ends around it"},
 		"no secret":          {func(c *vantage.Config) { c.ClientSecrets = nil }, "there is no client secret"},
+		"another grant":      {func(c *vantage.Config) { c.GrantType = broker.AuthorizationCode }, "the grant authorization_code is not one of client_credentials, password"},
+		"no user name":       {func(c *vantage.Config) { *c = withUser(*c, "", "hush") }, "password.username is empty: check the file"},
+		"user with an end":   {func(c *vantage.Config) { *c = withUser(*c, "hush\n", "hush") }, "password.username has blanks or line ends around it"},
+		"no password":        {func(c *vantage.Config) { *c = withUser(*c, "hush", "") }, "password.password is empty: check the file"},
 		"empty scope":        {func(c *vantage.Config) { c.Scopes = []string{""} }, "is not one scope"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -161,12 +165,16 @@ func TestCredentialFollowsTheSecrets(t *testing.T) {
 
 func TestProfileIsComplete(t *testing.T) {
 	c := config("https://h", "s")
-	c.DefaultLifetime, c.MaxTokenAge, c.RejectedRetry = 1, 2, 3
+	c.DefaultLifetime, c.MaxTokenAge, c.RejectedRetry, c.Timeout, c.Grace, c.Reusable = 1, 2, 3, 4, 5, true
 	p := profileFor(t, c)
 	c.Scopes[0] = "changed"
 	if p.Name != "invoices" || p.Provider != "vantage" || p.GrantType != broker.ClientCredentials || p.Issuer == nil ||
-		p.DefaultLifetime != 1 || p.MaxTokenAge != 2 || p.RejectedRetry != 3 || p.Scopes[0] != "openid" {
+		p.DefaultLifetime != 1 || p.MaxTokenAge != 2 || p.RejectedRetry != 3 || p.Scopes[0] != "openid" ||
+		p.Timeout != 4 || p.Grace != 5 || !p.Reusable {
 		t.Errorf("profile is %+v", p)
+	}
+	if p := profileFor(t, config("https://h", "s")); p.Timeout != 10*time.Second {
+		t.Errorf("the time-out is %v", p.Timeout)
 	}
 }
 
@@ -199,11 +207,12 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// accept makes one secret the good one, and forgets what was asked.
-func (s *server) accept(secret string) {
+// accept makes one secret the good one, which then answers, and forgets what was
+// asked.
+func (s *server) accept(secret string, then http.HandlerFunc) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.good, s.seen = secret, nil
+	s.good, s.then, s.seen = secret, then, nil
 }
 
 func (s *server) asked() string {
@@ -260,7 +269,7 @@ func TestTheNextSecretOnlyWhenTheClientIsRefused(t *testing.T) {
 		{"new", "new"},
 		{"old", "new old"},
 	} {
-		s.accept(step.good)
+		s.accept(step.good, nil)
 		asked, err := issue(t, p, s)
 		if err != nil || asked != step.asked {
 			t.Errorf("while %s is good the server was asked with %q (error %v), want %q", step.good, asked, err, step.asked)

@@ -55,6 +55,29 @@ func TestPassword(t *testing.T) {
 	}
 }
 
+// TestLifetimesPerClient has a client whose tokens live shorter than others'.
+func TestLifetimesPerClient(t *testing.T) {
+	r := newRig(t, sandbox.Options{Clients: []sandbox.Client{{
+		ID: "operator", GrantTypes: []string{"password"}, AllowOfflineAccess: true,
+		AccessTokenLifetime: 15 * time.Second, RefreshTokenLifetime: time.Minute,
+	}}})
+	a := r.token(append(r.password(sandbox.DemoPassword), "scope", offline)...)
+	r.want(a, http.StatusOK, "")
+	if !strings.Contains(a.body, `"expires_in":15,`) {
+		t.Error("expires_in is not the client's")
+	}
+	r.clock.pass(15*time.Second - 1)
+	r.wantLive(a.field(t, "access_token"), true)
+	r.clock.pass(1)
+	r.wantLive(a.field(t, "access_token"), false)
+
+	r.clock.pass(44 * time.Second)
+	a = r.refresh("operator", a.field(t, "refresh_token"))
+	r.want(a, http.StatusOK, "")
+	r.clock.pass(time.Second) // the end counts from the first issue
+	r.want(r.refresh("operator", a.field(t, "refresh_token")), http.StatusBadRequest, "invalid_grant")
+}
+
 func TestOmittedScopeMeansAll(t *testing.T) {
 	r := newRig(t, sandbox.Options{})
 	for want, pairs := range map[string][]string{

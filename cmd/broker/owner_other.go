@@ -1,0 +1,11 @@
+//go:build !unix
+
+package main
+
+import (
+	"io/fs"
+	"os"
+)
+
+// keepOwner does nothing where files have no owner in the sense of POSIX.
+func keepOwner(*os.File, fs.FileInfo) error { return nil }

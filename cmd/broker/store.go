@@ -1,0 +1,51 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/tokenbroker/tokenbroker/internal/config"
+	"github.com/tokenbroker/tokenbroker/internal/console"
+	"github.com/tokenbroker/tokenbroker/internal/store"
+)
+
+// share has the server share its tokens over Redis, which need not be there yet.
+func (s *server) share(c *config.Store) (err error) {
+	o := c.Redis
+	o.Logger = s.log
+	s.redis, err = store.NewRedis(o, c.Access)
+	return err
+}
+
+// degraded names what works less well than it should.
+func (s *server) degraded() []string {
+	if s.redis == nil {
+		return nil
+	}
+	var all []string
+	if now := s.redis.Stats(); !now.Reachable {
+		all = append(all, fmt.Sprintf("the store is out of reach since %s (%s), so this replica is on its own",
+			now.UnreachableSince.UTC().Format(time.RFC3339), now.LastError))
+	}
+	if n := s.broker.Unsaved(); n > 0 {
+		all = append(all, fmt.Sprintf("%d grants are in the memory of this process only, do not end it before the store is back", n))
+	}
+	return all
+}
+
+func (s *server) storeStats() console.StoreStats {
+	now := s.redis.Stats()
+	c := console.StoreStats{
+		Reachable:       now.Reachable,
+		Operations:      make(map[console.StoreOperation]int64, len(now.Calls)),
+		Resubscriptions: now.Resubscriptions,
+		Restored:        now.Restored,
+		Unreadable:      now.Unreadable,
+		Corrupt:         now.Corrupt,
+		ClockOffset:     now.ClockOffset,
+	}
+	for call, n := range now.Calls {
+		c.Operations[console.StoreOperation(call)] = n
+	}
+	return c
+}

@@ -1,0 +1,223 @@
+package fleet_test
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/tokenbroker/tokenbroker/internal/vantage/sandbox"
+)
+
+// endpoint is the authorization server of a fleet: a sandbox, and a witness who
+// writes down what came to it and what it said. Each replica reaches it at an
+// address of its own, so that the witness knows who asks.
+type endpoint struct {
+	*sandbox.Server
+	addresses []string // by replica
+
+	mu       sync.Mutex // guards all below
+	requests []request
+	asked    func(*request) // called when a token request has come
+	tokens   map[string]*issued
+	secrets  []string
+}
+
+// request is a token request that arrived.
+type request struct {
+	replica  int
+	grant    string
+	client   string
+	refresh  string // id of the refresh token that was presented
+	arrived  time.Time
+	answered time.Time // zero as long as it was not
+	status   int       // zero without an answer
+	code     string    // OAuth error code
+	tokenID  string
+}
+
+// issued is an access token that the endpoint gave away.
+type issued struct {
+	id   string
+	at   time.Time
+	ends time.Time
+}
+
+// Callers that a fleet's endpoint knows.
+const (
+	invoices     = "invoices" // client credentials
+	operator     = "operator" // password, with a refresh token that rotates
+	operatorName = "operator@example.com"
+
+	invoicesSecret   = "canary-invoices-secret-5e1d"
+	operatorSecret   = "canary-operator-secret-77aa"
+	operatorPassword = "canary-operator-password-c0de"
+)
+
+// world is the sandbox's: tokens live as long as they say.
+func world(accessLife time.Duration, change func(*sandbox.Options)) sandbox.Options {
+	o := sandbox.Options{
+		AccessTokenLifetime: accessLife,
+		Users:               []sandbox.User{{Name: operatorName, Password: operatorPassword}},
+		Clients: []sandbox.Client{
+			{ID: invoices, GrantTypes: []string{"client_credentials"}, Secrets: []sandbox.Secret{{Value: invoicesSecret}}},
+			{ID: operator, GrantTypes: []string{"password"}, AllowOfflineAccess: true, Secrets: []sandbox.Secret{{Value: operatorSecret}}},
+		},
+	}
+	if change != nil {
+		change(&o)
+	}
+	return o
+}
+
+func newEndpoint(t testing.TB, replicas int, o sandbox.Options) *endpoint {
+	t.Helper()
+	s, err := sandbox.New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &endpoint{Server: s, tokens: map[string]*issued{}, secrets: []string{invoicesSecret, operatorSecret, operatorPassword}}
+	for i := range replicas {
+		web := httptest.NewServer(e.witness(i))
+		t.Cleanup(func() {
+			s.Close()
+			web.Close()
+		})
+		e.addresses = append(e.addresses, strings.TrimPrefix(web.URL, "http://"))
+	}
+	return e
+}
+
+// witness hands requests of one replica on to the sandbox.
+func (e *endpoint) witness(replica int) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !strings.HasSuffix(r.URL.Path, "/connect/token") {
+			e.Server.ServeHTTP(w, r)
+			return
+		}
+		var body bytes.Buffer
+		if _, err := body.ReadFrom(r.Body); err != nil { // it never came in full
+			panic(http.ErrAbortHandler)
+		}
+		form, _ := url.ParseQuery(body.String()) // the sandbox complains
+		at := e.arrive(request{
+			replica: replica, grant: form.Get("grant_type"), client: form.Get("client_id"), arrived: time.Now(),
+			refresh: idOf(form.Get("refresh_token")),
+		})
+		r.Body = readCloser{&body}
+		answer := &tee{ResponseWriter: w}
+		defer func() { e.answered(at, answer) }()
+		e.Server.ServeHTTP(answer, r)
+	})
+}
+
+func (e *endpoint) arrive(r request) int {
+	e.mu.Lock()
+	e.requests = append(e.requests, r)
+	at, asked := len(e.requests)-1, e.asked
+	e.mu.Unlock()
+	if asked != nil {
+		asked(&r)
+	}
+	return at
+}
+
+func (e *endpoint) answered(at int, answer *tee) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	r := &e.requests[at]
+	r.status, r.answered = answer.status, time.Now()
+	var said struct {
+		Error        string `json:"error"`
+		AccessToken  string `json:"access_token"`
+		RefreshToken string `json:"refresh_token"`
+		ExpiresIn    int64  `json:"expires_in"`
+	}
+	if json.Unmarshal(answer.body.Bytes(), &said) != nil {
+		return
+	}
+	r.code = said.Error
+	if said.AccessToken != "" {
+		r.tokenID = idOf(said.AccessToken)
+		e.tokens[r.tokenID] = &issued{id: r.tokenID, at: r.arrived, ends: r.answered.Add(time.Duration(said.ExpiresIn) * time.Second)}
+		e.secrets = append(e.secrets, said.AccessToken)
+	}
+	if said.RefreshToken != "" {
+		e.secrets = append(e.secrets, said.RefreshToken)
+	}
+}
+
+// onRequest calls f for each token request that arrives, before it is answered,
+// in the place of any f before. f may block.
+func (e *endpoint) onRequest(f func(*request)) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.asked = f
+}
+
+// seen returns the token requests so far, in the order in which they arrived.
+func (e *endpoint) seen() []request {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Clone(e.requests)
+}
+
+// lastAnswer is when the last token request was answered with a token.
+func (e *endpoint) lastAnswer() time.Time {
+	var last time.Time
+	for _, r := range e.seen() {
+		if r.tokenID != "" && r.answered.After(last) {
+			last = r.answered
+		}
+	}
+	return last
+}
+
+// confidential is what must be found nowhere.
+func (e *endpoint) confidential() []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Clone(e.secrets)
+}
+
+// idOf is the id of a token, as the API defines it; empty for none.
+func idOf(token string) string {
+	if token == "" {
+		return ""
+	}
+	sum := sha256.Sum256([]byte(token))
+	return hex.EncodeToString(sum[:8])
+}
+
+type readCloser struct{ *bytes.Buffer }
+
+func (readCloser) Close() error { return nil }
+
+// tee keeps what is answered.
+type tee struct {
+	http.ResponseWriter
+	status int
+	body   bytes.Buffer
+}
+
+func (t *tee) WriteHeader(status int) {
+	t.status = cmp.Or(t.status, status)
+	t.ResponseWriter.WriteHeader(status)
+}
+
+func (t *tee) Write(p []byte) (int, error) {
+	t.status = cmp.Or(t.status, http.StatusOK)
+	t.body.Write(p)
+	return t.ResponseWriter.Write(p)
+}
+
+func (t *tee) Unwrap() http.ResponseWriter { return t.ResponseWriter }
