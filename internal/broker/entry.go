@@ -465,7 +465,12 @@ func (e *entry) hear(c Change) {
 	if c.Reset {
 		e.forget(now)
 	}
-	e.drop(c.Dropped...)
+	for _, id := range c.Dropped {
+		if !slices.Contains(e.dropped, id) {
+			e.drop(id)
+			e.seeRevoked(id)
+		}
+	}
 	e.verdict = nil
 	if e.flight != nil {
 		select {

@@ -590,6 +590,38 @@ func TestRevokedTokenIsServedByNobody(t *testing.T) {
 	})
 }
 
+// silent is a process that dies between the drop and the revocation.
+type silent struct{ *idp }
+
+func (silent) Revoke(context.Context, broker.Secret, broker.TokenKind) error {
+	return &broker.IssueError{Kind: broker.Unavailable, Text: "this process is dead"}
+}
+
+func TestRevocationIsFinishedByAnotherReplica(t *testing.T) {
+	in(t, func(t *testing.T) {
+		s := newIDP()
+		p := s.consented()
+		f := start(t, 3, p)
+		s.signIn(t, f.store, p)
+		for _, b := range f.replicas {
+			if _, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		dies := s.consented()
+		dies.Issuer = silent{s}
+		f.replicas[0].Configure([]*broker.Profile{dies})
+		r, err := f.replicas[0].Revoke(t.Context(), "invoices", nil, "")
+		if err != nil || r.Confirmed {
+			t.Fatalf("%+v, %v", r, err)
+		}
+		time.Sleep(2 * time.Minute)
+		if len(s.revoked) != 1 || broker.NewSecret(s.revoked[0]).ID() != r.TokenID {
+			t.Errorf("the server was asked to revoke %v", s.revoked)
+		}
+	})
+}
+
 func TestRevocationWithoutTheStoreSaysWhatIsLeft(t *testing.T) {
 	in(t, func(t *testing.T) {
 		s := newIDP()

@@ -80,6 +80,35 @@ func (b *Broker) Revoke(ctx context.Context, name string, scopes []string, id st
 	return r, nil
 }
 
+// revocationTakes is how long whoever drops a token is given to have the server
+// revoke it, before the others see to it.
+const revocationTakes = 30 * time.Second
+
+// seeRevoked comes back to a token that another replica has dropped: if that
+// one died before the server had revoked it, this one does.
+func (e *entry) seeRevoked(id string) {
+	time.AfterFunc(scale(revocationTakes, between(1, 2)), func() {
+		e.b.background(func(ctx context.Context) {
+			e.mu.Lock()
+			p := e.profile
+			e.mu.Unlock()
+			r, err := e.b.store.Look(ctx, e.family, e.slot)
+			if err != nil || !r.ToRevoke || r.ToRevokeSince < revocationTakes {
+				return
+			}
+			dropped, err := e.b.store.Drop(ctx, Drop{Family: e.family, Operation: newOwner(), Token: id, Remember: rememberDropped})
+			if err != nil {
+				return
+			}
+			for _, t := range dropped.Access {
+				if confirmed, _ := e.b.revoke(ctx, p, e, t, true); confirmed {
+					e.b.log.Info("revocation finished for another replica", "profile", p.Name, "token_id", id)
+				}
+			}
+		})
+	})
+}
+
 // current is the token that callers get now, from memory or else the store.
 func (e *entry) current(ctx context.Context) (*Token, error) {
 	start := time.Now()
