@@ -389,6 +389,12 @@ func (e *entry) drop(ids ...string) {
 	e.dropped = e.dropped[max(0, len(e.dropped)-maxDropped):]
 }
 
+func (e *entry) isDropped(id string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Contains(e.dropped, id)
+}
+
 // keep adopts a token that came beside a verdict, if it lives.
 func (e *entry) keep(s *StoredToken, start time.Time) {
 	if s != nil && s.Remaining > 0 {

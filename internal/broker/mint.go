@@ -199,7 +199,9 @@ func (a *attempt) obtained(ctx context.Context, g *Grant) {
 		// counts. Those who wait for this one are served, the next caller looks
 		// again.
 		result.Token.Generation = a.lease.Fence
-		f.token = newToken(result.Token, a.sent, f.profile.maxTokenAge())
+		if f.token = newToken(result.Token, a.sent, f.profile.maxTokenAge()); e.isDropped(id) {
+			f.token, f.err = nil, revokedMeanwhile(f.profile.Profile)
+		}
 	}
 	if unusable != nil { // saved for its refresh token; nobody gets the rest
 		failure := e.backOff(failureOf(f.profile.Profile, unusable))

@@ -7,31 +7,29 @@ import (
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 )
 
-// drop takes a token or the grant out of service. What it leaves is a
-// tombstone, and what the server has yet to revoke.
+// drop takes a token or the grant out of service. What it leaves are
+// tombstones, and what the server has yet to revoke.
 func (r *memRecord) drop(d broker.Drop, now time.Time) (broker.Dropped, *broker.Change) {
 	r.prune(now)
-	until := now.Add(d.Remember)
 	if _, again := r.operations[d.Operation]; !again {
+		until := now.Add(d.Remember)
 		r.operations[d.Operation] = until
 		r.generation = r.next(now, d.Floor)
+		if d.Token != "" {
+			r.bury(d.Token, until)
+		}
 		for slot, t := range r.tokens {
 			if d.Token == "" || t.is(d.Token) {
-				r.retire(t.Access, memToRevoke{since: now, until: until})
 				delete(r.tokens, slot)
+				r.retire(t.Access, memToRevoke{since: now, until: until})
 			}
 		}
 		if d.Token == "" {
 			r.end(until, now)
-		} else {
-			r.bury(d.Token, until)
 		}
 	}
-	changed := &broker.Change{Generation: r.generation}
-	if d.Token != "" {
-		changed.Dropped = []string{d.Token}
-	}
 	var dropped broker.Dropped
+	changed := &broker.Change{Generation: r.generation}
 	for id, w := range r.toRevoke {
 		switch {
 		case d.Token != "" && d.Token != id:
@@ -39,12 +37,11 @@ func (r *memRecord) drop(d broker.Drop, now time.Time) (broker.Dropped, *broker.
 			dropped.Refresh = w.secret
 		default:
 			dropped.Access = append(dropped.Access, w.secret)
+			changed.Dropped = append(changed.Dropped, id)
 		}
 	}
-	if d.Token == "" {
-		for _, s := range dropped.Access {
-			changed.Dropped = append(changed.Dropped, s.ID())
-		}
+	if d.Token != "" {
+		changed.Dropped = []string{d.Token}
 	}
 	return dropped, changed
 }
@@ -52,18 +49,18 @@ func (r *memRecord) drop(d broker.Drop, now time.Time) (broker.Dropped, *broker.
 // end takes the refresh token and all that is under way out of service.
 func (r *memRecord) end(until, now time.Time) {
 	if r.consent != nil {
-		r.retire(r.consent.secret, memToRevoke{refresh: true, since: now, until: until})
 		r.bury(r.consent.origin, until)
+		r.retire(r.consent.secret, memToRevoke{refresh: true, since: now, until: until})
 	}
 	r.consent, r.failure, r.lease = nil, nil, memLease{}
-	r.dropped, r.fence = r.generation, r.generation
+	r.dropped = r.generation
 }
 
 // retire buries a token and keeps it to be revoked.
 func (r *memRecord) retire(s broker.Secret, w memToRevoke) {
 	w.secret = s
-	r.toRevoke[s.ID()] = w
 	r.bury(s.ID(), w.until)
+	r.toRevoke[s.ID()] = w
 }
 
 // bury makes sure that the token with this id does not come back.

@@ -11,17 +11,19 @@ func (r *memRecord) save(l broker.Lease, s broker.Result, now time.Time) (broker
 	if verdict := r.judge(l, s, now); verdict != broker.Saved {
 		return broker.StoredToken{}, verdict, nil
 	}
-	var changed *broker.Change
 	id := s.Token.Access.ID()
-	done := r.tokens[s.Slot].is(id) || r.buried(id, now)
-	if !done || r.brings(s) || r.lease.is(l) || r.consent.presentedBy(l) {
+	there := r.tokens[s.Slot].is(id) || r.buried(id, now)
+	awaited := r.lease.is(l) || r.consent.presentedBy(l)
+	var changed *broker.Change
+	if awaited || !there || r.brings(s) { // else it is saved already
 		changed = r.take(l, s, now)
 	}
-	t := r.tokens[s.Slot]
-	if !t.is(id) { // the token was dropped; the refresh token that came with it was not
-		return broker.StoredToken{}, broker.Superseded, changed
+	if t := r.tokens[s.Slot]; t.is(id) {
+		return *t.seen(now), broker.Saved, changed
 	}
-	return *t.seen(now), broker.Saved, changed
+	// The token was dropped; the refresh token that came with it was not, and
+	// must not be revoked.
+	return broker.StoredToken{}, broker.Superseded, changed
 }
 
 // judge says what becomes of a result. A grant obtained anew is judged by its

@@ -14,9 +14,11 @@ var consents = map[string]func(*history){
 	"who may commit to a presentation":                   intending,
 	"a presentation is counted once per lease":           countedOnce,
 	"others wait for the answer to a presentation":       waitForAnswer,
+	"its own presentation stands in nobody's way":        ownPresentation,
 	"a presentation that was answered is taken back":     answeredBack,
 	"a presentation that was not sent is taken back":     unsentBack,
 	"a presentation without an answer stays in doubt":    stillInDoubt,
+	"the outcome of a presentation, after the lease":     lateOutcome,
 	"presentations in doubt have a limit":                doubtLimit,
 	"a refresh token that stays has no limit":            noLimit,
 	"a reset allows one in doubt to be presented":        resetDoubt,
@@ -148,7 +150,7 @@ func countedOnce(h *history) {
 	l := h.presented("p", "r1")
 	h.intend(l, "r1", broker.Intended)
 	h.inDoubt("r1", 1)
-	h.acquire("p", anew, broker.Granted) // its own presentation does not stand in its way
+	h.acquire("p", anew, broker.Granted)
 	h.save(l, refreshed("", "t2", "r1", "r2"), broker.Saved)
 	h.inDoubt("r2", 0)
 	h.intend(l, "r2", broker.IntendLost) // a save ends the lease
@@ -206,6 +208,30 @@ func unsentBack(h *history) {
 	h.fail(h.presented("p", "r1"), failed)
 	h.inDoubt("r1", 0)
 	h.acquire("q", anew, broker.Refused)
+}
+
+func ownPresentation(h *history) {
+	h.use = broker.ConsentRequired
+	h.signIn("r1")
+	l := h.presented("p", "r1")
+	h.Advance(lease + time.Millisecond)
+	if again := h.lease("p"); again.Fence <= l.Fence {
+		h.t.Errorf("fence %d after %d", again.Fence, l.Fence)
+	}
+}
+
+func lateOutcome(h *history) {
+	h.use = broker.ConsentRequired
+	h.signIn("r1")
+	late := h.vanish("p", "r1")
+	next := h.lease("q")
+	failed := transient(0)
+	failed.Outcome = broker.Answered
+	if f := h.fail(late, failed); f.Kind != broker.Transient {
+		h.t.Errorf("remembered %+v", f)
+	}
+	h.inDoubt("r1", 0)
+	h.renew(next, true)
 }
 
 func stillInDoubt(h *history) {

@@ -17,6 +17,7 @@ var drops = map[string]func(*history){
 	"the grant, while a plain call is under way":   dropGrantPlain,
 	"the grant, while a refresh is under way":      dropGrantRefresh,
 	"the grant, while a person signs in":           dropGrantSignIn,
+	"what the server returns of a dropped grant":   droppedGrantStaysDropped,
 	"after it, all begins anew":                    afterDrop,
 	"it is repeatable, and spares what came since": dropTwice,
 	"generations rise above what was seen":         dropFloor,
@@ -86,6 +87,8 @@ func droppedStaysDropped(h *history) {
 	kept := h.save(l, plain("t1"), broker.Saved)
 	h.drop("operation", "t1")
 	h.save(l, plain("t1"), broker.WasDropped)
+	_, err := h.Another.Drop(h.ctx(), broker.Drop{Family: h.family, Operation: "another", Token: id("t1"), Remember: time.Minute})
+	h.must("drop", err) // who remembers it for a shorter time does not shorten it
 	h.Advance(hour)
 	h.save(h.lease("q"), plain("t1"), broker.WasDropped)
 	h.Advance(lease)
@@ -150,6 +153,26 @@ func dropGrantRefresh(h *history) {
 	h.signIn("s1")
 	h.save(l, refreshed("", "t2", "r1", "r2"), broker.WasDropped)
 	h.current("s1")
+}
+
+func droppedGrantStaysDropped(h *history) {
+	h.use = broker.ConsentPreferred
+	login := plain("t1")
+	login.Refresh = broker.NewSecret("r1")
+	h.save(h.lease("p"), login, broker.Saved)
+	h.save(h.presented("p", "r1"), refreshed("", "t2", "r1", "r2"), broker.Saved)
+	h.drop("operation", "")
+	l := h.lease("q")
+	h.save(l, plain("t2"), broker.WasDropped)
+	login = plain("t3")
+	for _, refresh := range []string{"r1", "r2"} {
+		login.Refresh = broker.NewSecret(refresh)
+		h.save(l, login, broker.WasDropped)
+	}
+	h.restore(token("t2", hour))
+	if r := h.look(""); r.Token != nil || r.Consent != nil {
+		h.t.Errorf("token %+v, consent %+v", r.Token, r.Consent)
+	}
 }
 
 func dropGrantSignIn(h *history) {

@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/tokenbroker/tokenbroker/internal/broker"
@@ -8,6 +9,7 @@ import (
 
 var leases = map[string]func(*history){
 	"there is one at a time":                       oneLease,
+	"one of many claims at once gets it":           oneOfMany,
 	"it ends by itself":                            leaseEnds,
 	"it is renewed by its owner only":              renewal,
 	"it can be given back":                         givenBack,
@@ -29,6 +31,31 @@ func oneLease(h *history) {
 	}
 	busy = h.acquire("q", broker.Demand{}, broker.Busy) // asking again has made it last its length again
 	h.about("wait", busy.Wait, lease)
+}
+
+func oneOfMany(h *history) {
+	claims := make(chan broker.Acquisition)
+	for i := range 50 {
+		go func() {
+			c := h.claimOf(fmt.Sprint("owner", i), "", anew)
+			a, err := []broker.Store{h.Store, h.Another}[i%2].Acquire(h.ctx(), c)
+			if err != nil {
+				h.t.Errorf("acquire: %v", err)
+			}
+			claims <- a
+		}()
+	}
+	granted := 0
+	for range 50 {
+		switch a := <-claims; a.Verdict {
+		case broker.Granted:
+			granted++
+		case broker.Busy:
+		default:
+			h.t.Errorf("verdict %d", a.Verdict)
+		}
+	}
+	h.want("granted", granted, 1)
 }
 
 func leaseEnds(h *history) {

@@ -14,6 +14,10 @@ var lineages = map[string]func(*history){
 	"a refresh is repeatable":                            refreshTwice,
 	"a refresh of a token that was spent meanwhile":      spentMeanwhile,
 	"a late refresh in place does not displace a later":  lateInPlace,
+	"a late refresh that brings no other access token":   lateSameAccess,
+	"a late refresh in place, beside a presentation":     lateInPlaceBeside,
+	"a late refresh that brings nothing new":             lateNothingNew,
+	"a server that answers two presentations alike":      sameSuccessor,
 	"a refresh whose access token was dropped meanwhile": accessDropped,
 	"a password's grant replaces the consent":            passwordReplaces,
 	"a password's grant under an overtaken lease":        passwordOvertaken,
@@ -143,6 +147,50 @@ func lateInPlace(h *history) {
 	h.save(late, inB, broker.Saved) // where there is none it is good
 }
 
+func lateInPlaceBeside(h *history) {
+	h.use = broker.ConsentRequired
+	h.signIn("r1")
+	late := h.vanish("p", "r1")
+	next := h.presented("q", "r1")
+	h.save(late, refreshed("", "t2", "r1", ""), broker.Saved)
+	h.inDoubt("r1", 1) // that of q
+	h.Advance(lease + time.Millisecond)
+	h.acquire("r", anew, broker.InDoubt)
+	h.save(next, refreshed("", "t3", "r1", ""), broker.Saved)
+	h.inDoubt("r1", 0)
+}
+
+func lateNothingNew(h *history) {
+	h.use = broker.ConsentRequired
+	h.signIn("r1")
+	late := h.vanish("p", "r1")
+	next := h.lease("q")
+	h.save(late, refreshed("", "token of r1", "r1", ""), broker.Saved)
+	h.inDoubt("r1", 0) // but an outcome
+	h.renew(next, true)
+}
+
+func lateSameAccess(h *history) {
+	h.use = broker.ConsentRequired
+	h.signIn("r1")
+	late := h.vanish("p", "r1")
+	next := h.presented("q", "r1")
+	h.save(late, refreshed("", "token of r1", "r1", "r2"), broker.Saved)
+	h.current("r2")
+	h.renew(next, true)
+}
+
+func sameSuccessor(h *history) {
+	h.use = broker.ConsentRequired
+	h.signIn("r1")
+	late := h.vanish("p", "r1")
+	next := h.presented("q", "r1")
+	h.save(late, refreshed("", "t2", "r1", "r2"), broker.Saved)
+	h.save(next, refreshed("", "t3", "r1", "r2"), broker.Saved)
+	h.current("r2")
+	h.renew(next, false)
+}
+
 func accessDropped(h *history) {
 	h.use = broker.ConsentRequired
 	h.signIn("r1")
@@ -250,6 +298,10 @@ func signInEndsTokens(h *history) {
 	h.hears(heard, "the end of the tokens of the sign-in before", dropsAll(id("token of r1"), id("t2")))
 	if r := h.look("b"); r.Token != nil || r.Failure != nil {
 		h.t.Errorf("token %+v, failure %+v", r.Token, r.Failure)
+	}
+	h.restore(token("t2", 2*hour))
+	if r := h.look(""); r.Token.Access.Reveal() != "token of s1" {
+		h.t.Errorf("%s came back", r.Token.Access.Reveal())
 	}
 	a := h.claim(h.claimOf("q", "b", broker.Demand{}), broker.Granted)
 	if a.Consent == nil || a.Consent.RefreshToken.Reveal() != "s1" {

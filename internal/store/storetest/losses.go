@@ -1,6 +1,10 @@
 package storetest
 
-import "github.com/tokenbroker/tokenbroker/internal/broker"
+import (
+	"time"
+
+	"github.com/tokenbroker/tokenbroker/internal/broker"
+)
 
 var losses = map[string]func(*history){
 	"a token is put back":                               lostToken,
@@ -41,6 +45,7 @@ func lostToken(h *history) {
 
 func lostConsent(h *history) {
 	h.use = broker.ConsentRequired
+	start := time.Now()
 	h.signIn("r1")
 	h.save(h.presented("p", "r1"), refreshed("", "t2", "r1", "r2"), broker.Saved)
 	h.lose()
@@ -48,16 +53,24 @@ func lostConsent(h *history) {
 	if a.Consent == nil || a.Consent.RefreshToken.Reveal() != "r2" || a.Consent.Rotates != broker.RotatesYes {
 		h.t.Fatalf("consent %+v", a.Consent)
 	}
-	h.about("age", a.Consent.Age, 0)
-	h.about("the consent's remaining life", a.Consent.Remaining, 1000*hour)
+	h.about("age", a.Consent.Age, time.Since(start))
+	h.about("the consent's remaining life", a.Consent.Remaining, 1000*hour-time.Since(start))
 }
 
 func lostDoubt(h *history) {
 	h.use = broker.ConsentRequired
 	h.signIn("r1")
 	h.presented("p", "r1")
+	h.Advance(lease + time.Millisecond)
 	h.lose()
-	h.eventually("the consent's return", func() bool { return h.look("").Consent != nil })
+	h.eventually("an answer for q", func() bool {
+		a, err := h.Another.Acquire(h.ctx(), h.claimOf("q", "", anew))
+		h.must("acquire by q", err)
+		if a.Verdict == broker.Granted && a.Consent != nil && a.Consent.Presentations == 0 {
+			h.t.Fatal("q does not learn of p's presentation")
+		}
+		return a.Verdict == broker.Granted || a.Verdict == broker.InDoubt
+	})
 	h.inDoubt("r1", 1)
 }
 

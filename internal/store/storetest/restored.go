@@ -52,6 +52,9 @@ func restoredTwice(h *history) {
 		h.t.Errorf("generation %d with life %v, was %d with %v", r.Token.Generation, r.Token.Lifetime, kept.Generation, kept.Lifetime)
 	}
 	h.about("remaining", r.Token.Remaining, hour)
+	h.Advance(11 * time.Second)
+	h.restore(s)
+	h.acquire("q", broker.Demand{Not: id("t1")}, broker.Granted) // it was obtained no later for that
 }
 
 func restoredWorse(h *history) {

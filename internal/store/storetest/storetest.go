@@ -159,7 +159,8 @@ func (h *history) claimOf(owner, slot string, d broker.Demand) broker.Claim {
 	return broker.Claim{Family: h.family, Slot: slot, Owner: owner, Length: lease, Credential: "secret", Demand: d, Consent: h.use}
 }
 
-// claim wants that verdict. While the store asks other replicas, it waits.
+// claim wants that verdict. While the store asks other replicas, which takes
+// real time, it waits as it is told to.
 func (h *history) claim(c broker.Claim, want broker.Verdict) broker.Acquisition {
 	h.t.Helper()
 	var a broker.Acquisition
@@ -170,7 +171,7 @@ func (h *history) claim(c broker.Claim, want broker.Verdict) broker.Acquisition 
 		if a.Verdict != broker.Unknown {
 			return true
 		}
-		h.Advance(a.Wait)
+		time.Sleep(a.Wait)
 		c.Asked = true
 		return false
 	})

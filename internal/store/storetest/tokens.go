@@ -109,6 +109,19 @@ func generations(h *history) {
 		}
 		g = kept.Generation
 	}
+	// One that was under way when its predecessor was dropped is newer than
+	// the drop, for all who hear of both.
+	l := h.lease("p")
+	heard, stop := h.listen(h.Another)
+	defer stop()
+	h.drop("operation", "t4")
+	h.hears(heard, "the drop", func(c broker.Change) bool {
+		g = c.Generation
+		return dropsAll(id("t4"))(c)
+	})
+	if kept := h.save(l, plain("t5"), broker.Saved); kept.Generation <= g {
+		h.t.Errorf("generation %d after %d", kept.Generation, g)
+	}
 }
 
 func demandedLife(h *history) {

@@ -291,8 +291,10 @@ func (w *walk) claimed(f *flight) (landed bool) {
 		f.claim.Asked = true
 		return false
 	case broker.Refused:
-		if a.Failure.Kind == broker.Dead && w.server.good[w.refresh] {
-			w.t.Fatalf("%s, which is good, is taken for dead", w.refresh)
+		for name, good := range w.server.good {
+			if good && a.Failure.Kind == broker.Dead && a.Failure.Credential == id(name) {
+				w.t.Fatalf("%s, which is good, is taken for dead", name)
+			}
 		}
 		return true
 	default:
