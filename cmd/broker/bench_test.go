@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/rand"
 	"fmt"
 	"os"
 	"regexp"
@@ -8,6 +9,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/tokenbroker/tokenbroker/internal/broker"
+	"github.com/tokenbroker/tokenbroker/internal/store"
+	"github.com/tokenbroker/tokenbroker/internal/testredis"
 )
 
 // BenchmarkServe measures a real process: the time from its start until it
@@ -33,6 +38,65 @@ func BenchmarkServe(b *testing.B) {
 	b.ReportMetric(toServing/float64(b.N), "ms-to-serving")
 	b.ReportMetric(memory/float64(b.N), "idle-MiB")
 	b.ReportMetric(0, "ns/op") // it would be dominated by the stop
+}
+
+// BenchmarkRedisMemory measures what one family takes of Redis: a client with
+// its token, and a consent with its access and its refresh token, of the sizes
+// that Vantage's have.
+func BenchmarkRedisMemory(b *testing.B) {
+	access := strings.Repeat("x", 1200)
+	for name, refresh := range map[string]string{"client": "", "consent": strings.Repeat("x", 66)} {
+		b.Run(name, func(b *testing.B) {
+			server := testredis.Start(b, testredis.Options{})
+			text, err := store.NewKeyset()
+			if err != nil {
+				b.Fatal(err)
+			}
+			keyset, err := store.ParseKeyset(text)
+			if err != nil {
+				b.Fatal(err)
+			}
+			redis, err := store.NewRedis(store.RedisOptions{Addresses: []string{server.Address()}}, store.Access{Keyset: keyset})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer redis.Close()
+			used := func() float64 {
+				n, err := strconv.ParseFloat(server.Info("memory")["used_memory"], 64)
+				if err != nil {
+					b.Fatal(err)
+				}
+				return n
+			}
+			const families = 2000
+			var grown float64
+			for b.Loop() {
+				server.Flush()
+				before := used()
+				for i := range families {
+					c := broker.Claim{Family: broker.Identity(strconv.Itoa(i)), Owner: rand.Text(), Length: 3 * time.Second}
+					a, err := redis.Acquire(b.Context(), c)
+					if err != nil {
+						b.Fatal(err)
+					}
+					lease := broker.Lease{Family: c.Family, Owner: c.Owner, Fence: a.Fence, Length: c.Length}
+					_, verdict, err := redis.Save(b.Context(), lease, broker.Result{
+						Token: broker.StoredToken{
+							Access: broker.NewSecret(access + strconv.Itoa(i)), Type: "Bearer",
+							Scopes: []string{"openid", "permissions", "global.wildcard"}, Lifetime: 24 * time.Hour, Remaining: 24 * time.Hour,
+						},
+						Refresh: broker.NewSecret(refresh),
+					})
+					if err != nil || verdict != broker.Saved {
+						b.Fatal(verdict, err)
+					}
+				}
+				grown += (used() - before) / families
+			}
+			b.ReportMetric(grown/float64(b.N), "B/family")
+			b.ReportMetric(0, "ns/op") // of two calls after another
+		})
+	}
 }
 
 func residentMiB(b *testing.B, pid int) float64 {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -10,17 +11,31 @@ import (
 	"github.com/tokenbroker/tokenbroker/internal/store"
 	"github.com/tokenbroker/tokenbroker/internal/testca"
 	"github.com/tokenbroker/tokenbroker/internal/testredis"
+	"github.com/tokenbroker/tokenbroker/internal/vantage/sandbox"
 )
 
 // shared writes a config whose replicas share tokens over the Redis at address,
-// with more fields of store.redis, and a keyset unless there is one.
+// or at several that are joined by commas, with more fields of store.redis, and a
+// keyset unless there is one. It has a profile of which refresh tokens come, too.
 func (s *stage) shared(address string, redis ...string) string {
 	s.t.Helper()
 	if s.keyset.IsEmpty() {
 		s.rotate(func(broker.Secret) (broker.Secret, error) { return store.NewKeyset() })
 	}
-	redis = append([]string{fmt.Sprintf("addresses: [%q]", address)}, redis...)
-	return s.config("store:", "  redis: {"+strings.Join(redis, ", ")+"}", "  encryption_keyset: {file: keyset.json}")
+	redis = append([]string{"addresses: [" + address + "]"}, redis...)
+	s.write("operator-secret", s.vantage.ClientSecret("operator"))
+	s.write("operator-password", sandbox.DemoPassword)
+	return s.config(
+		"  - name: operator",
+		"    scopes: [openid, permissions, global.wildcard, offline_access]",
+		"    vantage:",
+		"      base_url: "+s.url,
+		"      client_id: operator",
+		"      client_secret: {file: operator-secret}",
+		"      password: {username: {value: operator@example.com}, password: {file: operator-password}}",
+		"store:",
+		"  redis: {"+strings.Join(redis, ", ")+"}",
+		"  encryption_keyset: {file: keyset.json}")
 }
 
 // rotate replaces the keyset.
@@ -37,9 +52,16 @@ func (s *stage) rotate(step func(broker.Secret) (broker.Secret, error)) {
 // token asks for one, and fails the test if none comes.
 func (p *process) token(more ...string) string {
 	p.t.Helper()
-	got := command(p.t, append([]string{"token", "invoices", "--address", p.address}, more...)...)
+	return p.run(append([]string{"token", "invoices"}, more...)...)
+}
+
+// run asks the process as its callers and operators do, and fails the test if
+// that does not work.
+func (p *process) run(args ...string) string {
+	p.t.Helper()
+	got := command(p.t, append(args, "--address", p.address)...)
 	if got.status != 0 {
-		p.t.Fatalf("token %v: %+v\n%s", more, got, p.log)
+		p.t.Fatalf("%v: %+v\n%s", args, got, p.log)
 	}
 	return strings.TrimSpace(got.stdout)
 }
@@ -73,11 +95,14 @@ lines:
 	return n
 }
 
+// metric waits for a line in the metrics. Its value may be a regular expression.
 func (p *process) metric(line string) {
 	p.t.Helper()
+	name, value, _ := strings.Cut(line, " ")
+	pattern := regexp.MustCompile("(?m)^" + regexp.QuoteMeta(name) + " " + value + "$")
 	p.await("the metrics have "+line, func() bool {
 		_, metrics := p.get("/metrics")
-		return strings.Contains(metrics, "\n"+line+"\n")
+		return pattern.MatchString(metrics)
 	})
 }
 
@@ -85,12 +110,11 @@ func (p *process) metric(line string) {
 func everything(redis *testredis.Server) string {
 	var all strings.Builder
 	for _, key := range redis.Do("KEYS", "*").([]any) {
-		fmt.Fprintln(&all, key, redis.Do("TYPE", key))
-		if redis.Do("TYPE", key) == "hash" {
-			fmt.Fprintln(&all, redis.Do("HGETALL", key))
-		} else {
-			fmt.Fprintln(&all, redis.Do("GET", key))
+		fields, err := redis.Try("HGETALL", key)
+		if err != nil { // in a Cluster, a replica's copy is the master's to show
+			fields = err
 		}
+		fmt.Fprintln(&all, key, fields)
 	}
 	return all.String()
 }
@@ -116,7 +140,7 @@ func TestReplicasShareOneToken(t *testing.T) {
 	for _, p := range []*process{one, other} {
 		p.ready("")
 		p.metric("token_broker_store_reachable 1")
-		p.metric(`token_broker_store_operations_total{operation="acquire",outcome="ok"} 1`)
+		p.metric(`token_broker_store_operations_total{operation="acquire",outcome="ok"} [1-9]`)
 		p.metric("token_broker_store_corrupt_total 0")
 	}
 
@@ -166,8 +190,10 @@ func TestServeStartsThoughRedisIsDown(t *testing.T) {
 	if calls := s.vantage.Calls().Total; calls != 1 {
 		t.Errorf("%d token requests, want 1", calls)
 	}
-	if n := p.logs(`"level":"WARN"`, "store"); n != 1 {
-		t.Errorf("%d warnings of the store, want 1\n%s", n, p.log)
+	for _, line := range []string{"redis is out of reach", "redis is back"} {
+		if n := p.logs(line); n != 1 {
+			t.Errorf("%q is logged %d times, want once\n%s", line, n, p.log)
+		}
 	}
 }
 
@@ -265,7 +291,7 @@ func TestBadKeysetIsABadConfig(t *testing.T) {
 	for _, verb := range []string{"check", "serve"} {
 		got := command(t, verb, "--config", config)
 		out := got.stdout + got.stderr
-		if got.status != 2 || !strings.Contains(out, config+":13:29: store.encryption_keyset.file: ") {
+		if got.status != 2 || !strings.Contains(out, config+":21:29: store.encryption_keyset.file: ") {
 			t.Errorf("%s: exit status %d: %s", verb, got.status, out)
 		}
 		if strings.Contains(out, "hunter2") {
@@ -312,12 +338,93 @@ func TestRedisOverTLS(t *testing.T) {
 	s.tlsFiles(testca.New(t)) // of an authority that Redis does not know
 	files := "tls: {ca: ca.pem, certificate: client.pem, private_key: client.key}"
 	p := start(t, s.shared(redis.Address(), files))
-	p.ready("certificate")
+	p.ready("the store is out of reach")
+	p.logged("certificate signed by unknown authority")
 	s.tlsFiles(ca)
 	p.ready("")
 	p.token()
 	p.metric(`token_broker_tokens_served_total{profile="invoices",source="endpoint"} 1`)
 	if !strings.Contains(everything(redis), "tb1:") {
 		t.Error("nothing is in Redis")
+	}
+}
+
+// The user that docs/redis.md has operators create may do all that the broker
+// does, on each layout of Redis, and nothing is denied on the way.
+func TestDocumentedUserIsEnough(t *testing.T) {
+	t.Parallel()
+	found := regexp.MustCompile("(?m)^user (broker .*)$").FindStringSubmatch(read(t, "../../docs/redis.md"))
+	if found == nil {
+		t.Fatal("docs/redis.md has no line that begins with: user broker")
+	}
+	const password = "CHANGE-THIS"
+	options := testredis.Options{Users: []string{found[1]}}
+	for name, layout := range map[string]func(t *testing.T) (address string, more []string, nodes []*testredis.Server){
+		"standalone": func(t *testing.T) (string, []string, []*testredis.Server) {
+			redis := testredis.Start(t, options)
+			return redis.Address(), nil, []*testredis.Server{redis}
+		},
+		"Sentinel": func(t *testing.T) (string, []string, []*testredis.Server) {
+			s := testredis.StartSentinel(t, testredis.SentinelOptions{Options: options})
+			return strings.Join(s.Addresses(), ", "), []string{"master_name: " + testredis.MasterName}, s.Nodes()
+		},
+		"Cluster": func(t *testing.T) (string, []string, []*testredis.Server) {
+			c := testredis.StartCluster(t, testredis.ClusterOptions{Options: options, Replicas: 1})
+			return c.Addresses()[0], []string{"cluster: true"}, c.Nodes()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newStage(t)
+			s.write("redis", password)
+			address, more, nodes := layout(t)
+			config := s.shared(address, append(more, "username: broker", "password: {file: redis}")...)
+			one, other := start(t, config), start(t, config)
+			token := one.token()
+			if other.token() != token {
+				t.Error("two replicas hand out different tokens")
+			}
+			if one.run("token", "operator") != other.run("token", "operator") {
+				t.Error("two replicas hand out different tokens of a person")
+			}
+			other.run("token", "operator", "--scope", "openid") // spends the refresh token
+			one.run("revoke", "invoices")
+			other.await("the revoked token is out of service", func() bool { return other.token() != token })
+			one.run("reset", "operator")
+			one.run("profiles")
+
+			id := broker.NewSecret(one.token()).ID()
+			for _, node := range nodes {
+				if _, err := node.Try("FLUSHALL"); err != nil && !strings.Contains(err.Error(), "READONLY") {
+					t.Fatal(err)
+				}
+			}
+			one.await("what was flushed is back", func() bool {
+				for _, node := range nodes {
+					if strings.Contains(everything(node), id) {
+						return true
+					}
+				}
+				return false
+			})
+			for _, operation := range []string{"acquire", "save", "intend", "drop", "confirm", "reset", "look", "seed", "headers", "heartbeat"} {
+				one.await(operation+" is used", func() bool {
+					_, a := one.get("/metrics")
+					_, b := other.get("/metrics")
+					return strings.Contains(a+b, `token_broker_store_operations_total{operation="`+operation+`",outcome="ok"}`)
+				})
+			}
+			for _, node := range nodes {
+				if denied := node.Do("ACL", "LOG").([]any); len(denied) > 0 {
+					t.Errorf("denied: %v", denied)
+				}
+			}
+			for _, p := range []*process{one, other} {
+				p.ready("")
+				if strings.Contains(p.log.String(), "the user needs") || strings.Contains(p.log.String(), "out of reach") {
+					t.Errorf("the log has complaints:\n%s", p.log)
+				}
+			}
+		})
 	}
 }

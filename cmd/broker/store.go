@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
@@ -25,10 +26,10 @@ func (s *server) degraded() []string {
 	var all []string
 	if now := s.redis.Stats(); !now.Reachable {
 		all = append(all, fmt.Sprintf("the store is out of reach since %s (%s), so this replica is on its own",
-			now.UnreachableSince.UTC().Format(time.RFC3339), now.LastError))
+			now.UnreachableSince.UTC().Format(time.RFC3339), cmp.Or(now.LastError, "not asked yet")))
 	}
 	if n := s.broker.Unsaved(); n > 0 {
-		all = append(all, fmt.Sprintf("%d grants are in the memory of this process only, do not end it before the store is back", n))
+		all = append(all, fmt.Sprintf("%d grants are only in the memory of this process, which must not end before the store has them", n))
 	}
 	return all
 }

@@ -147,7 +147,7 @@ func TestKeysetMistakes(t *testing.T) {
 		"no JSON":           canary,
 		"another JSON":      `{"` + canary + `": "` + canary + `"}`,
 		"cut":               good[:len(good)/2],
-		"broken key":        strings.Replace(good, `"value": "`, `"value": "`+canary, 1),
+		"broken key":        strings.Replace(good, `"value": "`, `"value": "###`+canary, 1),
 		"no primary key":    strings.Replace(good, `"primaryKeyId": `, `"primaryKeyId": 1`, 1),
 		"of another kind":   strings.Replace(good, "AesGcmKey", "HmacKey", 1),
 		"without a prefix":  strings.Replace(good, `"TINK"`, `"RAW"`, 1),

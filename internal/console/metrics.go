@@ -141,10 +141,10 @@ type StoreStats struct {
 	Resubscriptions int64
 	// Restored records: the store had lost them, or an older state of them.
 	Restored int64
-	// Unreadable records: sealed with a key that this process does not have,
-	// or written by a newer version.
+	// Unreadable values: sealed with a key that this process does not have, or
+	// written by a newer version.
 	Unreadable int64
-	// Corrupt records: sealed with a known key, and not what was sealed.
+	// Corrupt values: sealed with a known key, and not what was sealed.
 	Corrupt int64
 	// ClockOffset is how far the store's clock is ahead of this machine's.
 	ClockOffset time.Duration
@@ -168,9 +168,9 @@ var (
 	storeRestored = prometheus.NewDesc("store_restored_total",
 		"Records that this replica has put back into a store that had lost them.", nil, nil)
 	storeUnreadable = prometheus.NewDesc("store_unreadable_total",
-		"Records that this replica could not read: it lacks the key, or a newer version wrote them.", nil, nil)
+		"Sealed values that this replica could not read: it lacks the key, or a newer version wrote them.", nil, nil)
 	storeCorrupt = prometheus.NewDesc("store_corrupt_total",
-		"Records that are not what was sealed with a key that this replica has.", nil, nil)
+		"Sealed values that were damaged, or moved to another place.", nil, nil)
 	storeClockOffset = prometheus.NewDesc("store_clock_offset_seconds",
 		"How far the store's clock is ahead of this machine's.", nil, nil)
 )
