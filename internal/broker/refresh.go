@@ -102,7 +102,7 @@ func (a *attempt) refresh(ctx context.Context, start time.Time) error {
 	switch {
 	case issueErr == nil:
 		a.obtained(ctx, grant)
-	case issueErr.Outcome == Unsent && ctx.Err() != nil:
+	case issueErr.Outcome == Unsent && (ctx.Err() != nil || errors.Is(issueErr, errLeaseLost)):
 		a.giveBack(ctx)
 		return errLeaseLost
 	case issueErr.Kind == GrantDead:

@@ -57,23 +57,32 @@ func (a *attempt) sendOnce(ctx context.Context) (*answer, error) {
 		commit:  context.AfterFunc(ctx, func() { cancel(context.Cause(ctx)) }),
 	}
 	defer a.oneTime.commit()
-	return a.exchange(detached, a.client.transport.single(a.oneTime.dial))
+	return a.exchange(detached, a.client.transport.single(a.oneTime.dial(detached)))
 }
 
-func (o *oneTime) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	conn, err := o.attempt.client.transport.dialer.DialContext(ctx, network, address)
-	if err != nil {
-		return nil, err
-	}
-	if tcp, ok := conn.(*net.TCPConn); ok {
-		// Closing then discards what has not left yet, which must not arrive
-		// after its time.
-		if err := tcp.SetLinger(0); err != nil {
-			conn.Close()
+// dial returns what connects. The connection ends with the request at the
+// latest, whatever it is used for just then: net/http would finish a handshake
+// that was given up, for others.
+func (o *oneTime) dial(request context.Context) func(ctx context.Context, network, address string) (net.Conn, error) {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		defer context.AfterFunc(request, cancel)()
+		conn, err := o.attempt.client.transport.dialer.DialContext(ctx, network, address)
+		if err != nil {
 			return nil, err
 		}
+		if tcp, ok := conn.(*net.TCPConn); ok {
+			// Closing then discards what has not left yet, which must not
+			// arrive after its time.
+			if err := tcp.SetLinger(0); err != nil {
+				conn.Close()
+				return nil, err
+			}
+		}
+		context.AfterFunc(request, func() { conn.Close() })
+		return &oneTimeConn{Conn: conn, oneTime: o, salvage: salvage}, nil
 	}
-	return &oneTimeConn{Conn: conn, oneTime: o, salvage: salvage}, nil
 }
 
 // arm takes over from here: the connection is there, and the request comes next.

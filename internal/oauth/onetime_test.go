@@ -20,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/oauth"
 	"github.com/tokenbroker/tokenbroker/internal/testproc"
@@ -463,6 +465,26 @@ func TestAOneTimeConnectionIsReset(t *testing.T) {
 			}
 		})
 	}
+}
+
+// However it ends, a one-time request leaves nothing behind that runs.
+func TestAOneTimeRequestLeavesNothingBehind(t *testing.T) {
+	silent := serveConn(t, func(c net.Conn, _ *http.Request) { hold(c) })
+	deaf := strings.Replace(serveTCP(t, hold), "http:", "https:", 1)
+	answering := serve(t, reply{body: rotated})
+	before := goleak.IgnoreCurrent()
+	for _, tc := range []struct {
+		address string
+		clear   func() error
+	}{
+		{answering, nil},
+		{answering, func() error { return errors.New("no") }},
+		{silent, nil},
+		{deaf, nil},
+	} {
+		_, _ = clientFor(t, tc.address, timeout(soft)).RequestToken(t.Context(), spend(tc.clear)) // either will do
+	}
+	goleak.VerifyNone(t, before)
 }
 
 // What the server sees of a request larger than one write is all or nothing as

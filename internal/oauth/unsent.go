@@ -15,14 +15,15 @@ import (
 // notSent is the failure of an attempt of which no byte left.
 func (a *attempt) notSent(ctx context.Context, err error) *broker.IssueError {
 	failure := &broker.IssueError{Kind: broker.Unavailable, Outcome: broker.Unsent}
+	failure.Text = fmt.Sprintf("%s was not reached: %s", a.endpoint, a.unsent(ctx, err))
 	if a.oneTime != nil {
 		if held := a.oneTime.heldBack(); held != nil {
 			failure.Text = fmt.Sprintf("%s was not asked: the request was held back before its first byte", a.endpoint)
-			failure.Err = a.redactor().cause(held)
-			return failure
+			err = held
+		} else if ended := a.oneTime.ended(); ended != nil {
+			err = ended // net/http may have seen no more than a closed connection
 		}
 	}
-	failure.Text = fmt.Sprintf("%s was not reached: %s", a.endpoint, a.unsent(ctx, err))
 	failure.Err = a.redactor().cause(err)
 	return failure
 }
