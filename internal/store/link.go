@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -69,9 +70,9 @@ type linkOptions struct {
 	// resync is called when messages may have been missed: after each
 	// subscription, the first included, and after a flood of messages.
 	resync func()
-	// incarnation is called when Redis may have lost what it acknowledged,
-	// because it was restarted, a replica was promoted, or its clock jumped. In
-	// the first two cases it returns before anything is asked of that Redis.
+	// incarnation is called when Redis may have lost what it acknowledged: it
+	// was restarted, a replica was promoted, or its clock jumped. In the first
+	// two cases it returns before anything else is asked of that Redis.
 	incarnation func()
 }
 
@@ -176,7 +177,7 @@ func newScript(name, source string) *script {
 
 // run runs s at the node that has key.
 func (l *link) run(ctx context.Context, s *script, key string, args ...any) (reply []any, err error) {
-	err = l.call(ctx, s.name, key, func(ctx context.Context, n node) error {
+	err = l.call(ctx, s.name, key, writing, func(ctx context.Context, n node) error {
 		conn := n.Conn()
 		defer conn.Close()
 		var err error
@@ -189,7 +190,7 @@ func (l *link) run(ctx context.Context, s *script, key string, args ...any) (rep
 // runDurably is run, and then tells whether a replica has what s wrote. Where no
 // replica is in step there is nobody to ask, and the write counts as confirmed.
 func (l *link) runDurably(ctx context.Context, s *script, key string, args ...any) (reply []any, confirmed bool, err error) {
-	err = l.call(ctx, s.name, key, func(within context.Context, n node) error {
+	err = l.call(ctx, s.name, key, writing, func(within context.Context, n node) error {
 		conn := n.Conn() // WAIT asks about what its own connection wrote
 		defer conn.Close()
 		var err error
@@ -203,9 +204,9 @@ func (l *link) runDurably(ctx context.Context, s *script, key string, args ...an
 
 func (l *link) evaluate(ctx context.Context, n node, conn *redis.Conn, s *script, key string, args []any) ([]any, error) {
 	sent := time.Now()
-	reply, err := n.do(ctx, conn, append([]any{"EVALSHA", s.digest, 1, key}, args...)...)
+	reply, err := l.do(ctx, n, conn, append([]any{"EVALSHA", s.digest, 1, key}, args...)...)
 	if redis.HasErrorPrefix(err, "NOSCRIPT") {
-		reply, err = n.do(ctx, conn, append([]any{"EVAL", s.source, 1, key}, args...)...)
+		reply, err = l.do(ctx, n, conn, append([]any{"EVAL", s.source, 1, key}, args...)...)
 	}
 	if err == nil && len(reply) > 1 {
 		if now, ok := reply[1].(int64); ok {
@@ -224,7 +225,7 @@ func (l *link) acknowledged(ctx context.Context, conn *redis.Conn) bool {
 		return false
 	}
 	if err != nil {
-		l.complain("replicas of Redis cannot be counted: the user needs INFO; writes that none acknowledges count as durable", err)
+		l.complain("replicas of redis cannot be counted: its user needs the permission for INFO; writes that none acknowledges count as durable", err)
 	}
 	inStep := strings.Contains(replication, ",state=online,")
 	if err == nil && !inStep {
@@ -232,7 +233,7 @@ func (l *link) acknowledged(ctx context.Context, conn *redis.Conn) bool {
 	}
 	count, err := conn.Wait(ctx, 1, acknowledgeTimeout).Result()
 	if answered(err) {
-		l.complain("replicas of Redis cannot be waited for: the user needs WAIT; no write counts as durable while there are some", err)
+		l.complain("replicas of redis cannot be waited for: its user needs the permission for WAIT; no write counts as durable while there are some", err)
 	}
 	return count > 0 || !inStep && (err == nil || answered(err))
 }
@@ -257,51 +258,52 @@ func (l *link) headers(ctx context.Context, keys []string, fields ...string) ([]
 
 // shares divides keys, by their indices, so that one node has all of a share.
 func (l *link) shares(ctx context.Context, keys []string) [][]int {
-	nodes := make(map[string][]int)
-	if p := l.borrow(); p != nil {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	p := l.borrow()
+	if p != nil {
 		defer p.users.Done()
-		ctx, cancel := context.WithTimeout(ctx, callTimeout)
-		defer cancel()
-		for i, key := range keys {
-			n, _ := p.node(ctx, key) // whoever reads the share meets the error again
-			nodes[n.addr] = append(nodes[n.addr], i)
+	}
+	nodes := make(map[string][]int)
+	for i, key := range keys {
+		var n node
+		if p != nil {
+			n, _ = p.node(ctx, key) // whoever reads the share meets the error again
 		}
+		nodes[n.addr] = append(nodes[n.addr], i)
 	}
 	var shares [][]int
 	for _, all := range nodes {
-		for len(all) > 0 {
-			n := min(len(all), maxPipelined)
-			shares, all = append(shares, all[:n]), all[n:]
-		}
+		shares = slices.AppendSeq(shares, slices.Chunk(all, maxPipelined))
 	}
 	return shares
 }
 
 func (l *link) readShare(ctx context.Context, keys []string, share []int, fields []string, found [][]any) error {
-	args := func(i int) []any {
-		args := []any{"HMGET", keys[i]}
+	read := func(key string) []any {
+		args := []any{"HMGET", key}
 		for _, f := range fields {
 			args = append(args, f)
 		}
 		return args
 	}
 	var moved []int
-	err := l.call(ctx, "headers", keys[share[0]], func(ctx context.Context, n node) error {
+	err := l.call(ctx, "headers", keys[share[0]], reading, func(ctx context.Context, n node) error {
 		moved = nil
 		pipe := n.Pipeline()
 		for _, i := range share {
-			_ = pipe.Process(ctx, redis.NewSliceCmd(ctx, args(i)...)) // queues it
+			_ = pipe.Process(ctx, redis.NewSliceCmd(ctx, read(keys[i])...)) // queues it
 		}
-		replies, _ := pipe.Exec(ctx) // each reply has its error
+		replies, failed := pipe.Exec(ctx)
 		for j, reply := range replies {
 			values, err := reply.(*redis.SliceCmd).Result()
-			switch addr, _ := redirection(err); {
-			case err == nil:
-				found[share[j]] = values
-			case addr != "":
+			if err == nil && values == nil { // it was not even sent
+				err = failed
+			}
+			found[share[j]] = values
+			if addr, _ := redirection(err); addr != "" {
 				moved = append(moved, share[j])
-			case redis.HasErrorPrefix(err, "WRONGTYPE"):
-			default:
+			} else if err != nil && !isForeign(err) {
 				return err
 			}
 		}
@@ -311,20 +313,26 @@ func (l *link) readShare(ctx context.Context, keys []string, share []int, fields
 		if err != nil {
 			break
 		}
-		err = l.call(ctx, "headers", keys[i], func(ctx context.Context, n node) error {
+		err = l.call(ctx, "headers", keys[i], reading, func(ctx context.Context, n node) error {
 			conn := n.Conn()
 			defer conn.Close()
-			var err error
-			found[i], err = n.do(ctx, conn, args(i)...)
+			values, err := l.do(ctx, n, conn, read(keys[i])...)
+			found[i] = values
+			if isForeign(err) {
+				return nil
+			}
 			return err
 		})
 	}
 	return err
 }
 
+// isForeign reports whether a key holds something else than a hash.
+func isForeign(err error) bool { return redis.HasErrorPrefix(err, "WRONGTYPE") }
+
 // publish sends a message to whoever listens to the event channel just now.
 func (l *link) publish(ctx context.Context, message string) error {
-	return l.call(ctx, "publish", l.anyKey(), func(ctx context.Context, n node) error {
+	return l.call(ctx, "publish", l.anyKey(), reading, func(ctx context.Context, n node) error {
 		return n.Publish(ctx, eventChannel, message).Err()
 	})
 }
@@ -337,10 +345,10 @@ func (l *link) anyKey() string {
 // call lets op ask the node that has key, in a context with a deadline. What
 // names the call in errors and counters. Op may run twice: the second time after
 // the connection broke, over another.
-func (l *link) call(ctx context.Context, what, key string, op func(context.Context, node) error) error {
+func (l *link) call(ctx context.Context, what, key string, needs ability, op func(context.Context, node) error) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	err := l.try(ctx, what, key, op)
+	err := l.try(ctx, what, key, needs, op)
 	l.tally.count(what, err)
 	if err != nil {
 		return err // not a nil *linkError
@@ -348,7 +356,15 @@ func (l *link) call(ctx context.Context, what, key string, op func(context.Conte
 	return nil
 }
 
-func (l *link) try(ctx context.Context, what, key string, op func(context.Context, node) error) *linkError {
+// ability is what a node must be able to for a call to succeed.
+type ability int
+
+const (
+	reading ability = iota // or publishing: a replica can
+	writing
+)
+
+func (l *link) try(ctx context.Context, what, key string, needs ability, op func(context.Context, node) error) *linkError {
 	if err := ctx.Err(); err != nil {
 		return l.failure(what, "", err)
 	}
@@ -358,10 +374,10 @@ func (l *link) try(ctx context.Context, what, key string, op func(context.Contex
 	case <-ctx.Done():
 		return l.failure(what, "", errCrowded)
 	}
-	failed := l.tryOnce(ctx, what, key, op)
+	failed := l.tryOnce(ctx, what, key, needs, op)
 	for tries := 1; failed != nil && failed.outcome == broken && tries < maxTries && ctx.Err() == nil; tries++ {
 		l.tally.add(func(s *linkStats) { s.retries++ })
-		failed = l.tryOnce(ctx, what, key, op)
+		failed = l.tryOnce(ctx, what, key, needs, op)
 		if failed != nil {
 			failed.perhapsDone = true
 		}
@@ -370,7 +386,7 @@ func (l *link) try(ctx context.Context, what, key string, op func(context.Contex
 }
 
 // tryOnce asks once, and keeps account of which nodes are in reach.
-func (l *link) tryOnce(ctx context.Context, what, key string, op func(context.Context, node) error) *linkError {
+func (l *link) tryOnce(ctx context.Context, what, key string, needs ability, op func(context.Context, node) error) *linkError {
 	p := l.borrow()
 	if p == nil {
 		return l.failure(what, "", errClosed)
@@ -388,13 +404,13 @@ func (l *link) tryOnce(ctx context.Context, what, key string, op func(context.Co
 		n, err = p.follow(ctx, n, key, op)
 	}
 	if err == nil {
-		l.reached(n.addr)
+		l.reached(n.addr, needs)
 		return nil
 	}
 	failed := l.failure(what, n.addr, err)
 	// Nothing can be learned from a caller that had hardly any time left.
 	if failed.outcome != timeout || time.Since(begun) > callTimeout/2 {
-		l.judge(p, n.addr, key, failed)
+		l.judge(p, n.addr, key, needs, failed)
 	}
 	return failed
 }

@@ -6,13 +6,18 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
+	"os"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"go.uber.org/goleak"
 
 	"github.com/tokenbroker/tokenbroker/internal/broker"
@@ -219,7 +224,7 @@ func TestLinkServesACrowd(t *testing.T) {
 		t.Errorf("%v runs", n)
 	}
 	clients := strings.Count(s.Do("CLIENT", "LIST", "TYPE", "NORMAL").(string), "\n")
-	if clients > poolSize+1 {
+	if clients > poolSize+2 { // and the one that asks, and the one that is about to subscribe
 		t.Errorf("%d connections", clients)
 	}
 }
@@ -300,6 +305,12 @@ func TestLinkForgetsDeadConnections(t *testing.T) {
 				wg.Go(func() { _, _ = l.run(t.Context(), counting, "tb1:{f}") })
 			}
 			wg.Wait()
+			for range 20 {
+				_, _ = l.run(t.Context(), counting, "tb1:{f}")
+			}
+			if n := l.stats().connections; n > poolSize+1 {
+				t.Errorf("%d connections were made: good ones are forgotten", n)
+			}
 			s.Restart()
 			if _, err := l.run(t.Context(), counting, "tb1:{f}"); err != nil {
 				t.Error(err)
@@ -378,6 +389,9 @@ func TestLinkTellsWhatIsWrong(t *testing.T) {
 				if !outcomeIs(err, c.want) || !strings.Contains(err.Error(), c.advice) || !strings.Contains(err.Error(), s.Address()) {
 					t.Errorf("%v", err)
 				}
+				if found, err := l.headers(t.Context(), []string{"tb1:{f}"}, "n"); c.want.means() == nodeFails && c.want != readOnly && (err == nil || found[0] != nil) { // a replica can be read
+					t.Errorf("headers: %v, %v", found, err)
+				}
 				if text := fmt.Sprint(err) + h.logged(); strings.Contains(text, "s3cr3t") || strings.Contains(text, "hunter2") {
 					t.Errorf("it tells a secret: %s", text)
 				}
@@ -386,6 +400,60 @@ func TestLinkTellsWhatIsWrong(t *testing.T) {
 				t.Errorf("the breaker opened: %v", open)
 			}
 		})
+	}
+}
+
+// answer is an error reply.
+type answer string
+
+func (a answer) Error() string { return string(a) }
+func (a answer) RedisError()   {}
+
+func TestLinkClassifiesFailures(t *testing.T) {
+	for _, c := range []struct {
+		err   error
+		want  outcome
+		means meaning
+	}{
+		{answer("LOADING Redis is loading the dataset in memory"), loading, nodeFails},
+		{answer("MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'."), masterDown, nodeFails},
+		{answer("CLUSTERDOWN The cluster is down"), clusterDown, nodeFails},
+		{answer("NOAUTH Authentication required."), unauthenticated, nodeFails},
+		{answer("MOVED 1 127.0.0.1:6379"), redirected, nodeAnswers},
+		{answer("TBFOREIGN the hash is not a record"), other, nodeAnswers},
+		{redis.ErrPoolTimeout, crowded, nothing},
+		{redis.ErrClosed, broken, nodeFails},
+		{io.EOF, broken, nodeFails},
+		{&net.DNSError{Err: "no such host", Name: "redis"}, broken, nodeFails},
+		{fmt.Errorf("dialing: %w", syscall.ECONNREFUSED), refused, nodeFails},
+		{fmt.Errorf("reading: %w", os.ErrDeadlineExceeded), timeout, nodeFails},
+	} {
+		if got := outcomeOf(c.err); got != c.want || got.means() != c.means {
+			t.Errorf("%v: %s, which means %d", c.err, got, got.means())
+		}
+	}
+}
+
+func TestLinkReadsRedirections(t *testing.T) {
+	t.Parallel()
+	s := testredis.Start(t, testredis.Options{})
+	l, _ := open(t, at(s.Address()), Access{})
+	failing := newScript("failing", `return redis.error_reply(ARGV[1])`)
+	for text, want := range map[string]string{
+		"MOVED 1 127.0.0.1:6379":     "127.0.0.1:6379",
+		"MOVED 1 redis.example:6379": "redis.example:6379",
+		"MOVED 1 2001:db8::1:6379":   "[2001:db8::1]:6379",
+		"ASK 1 127.0.0.1:6379":       "127.0.0.1:6379",
+		"ERR moved":                  "",
+	} {
+		_, err := l.run(t.Context(), failing, "tb1:{f}", text)
+		var e *linkError
+		if !errors.As(err, &e) {
+			t.Fatal(err)
+		}
+		if got, asking := redirection(e.err); got != want || asking != strings.HasPrefix(text, "ASK") {
+			t.Errorf("%v: %q, asking %v", err, got, asking)
+		}
 	}
 }
 
@@ -477,10 +545,8 @@ func TestLinkOfAUserWithFewRights(t *testing.T) {
 	if stats := l.stats(); !stats.reachable || stats.breakerOpens != 0 {
 		t.Errorf("%+v", stats)
 	}
-	for _, word := range []string{"INFO;", "SUBSCRIBE"} {
-		if n := strings.Count(h.logged(), word[:4]); n == 0 {
-			t.Errorf("the log does not name %s", word)
-		}
+	for _, right := range []string{"INFO", "WAIT", "SUBSCRIBE"} {
+		eventually(t, "the log names "+right, time.Second, func() bool { return strings.Contains(h.logged(), right) })
 	}
 }
 
@@ -564,12 +630,12 @@ func TestLinkResyncsAfterAFlood(t *testing.T) {
 	h := &listener{hold: make(chan struct{})}
 	l := openFor(h, at(s.Address()), Access{})
 	t.Cleanup(l.close)
-	awaitSubscription(t, l)
+	eventually(t, "it resyncs", 10*time.Second, func() bool { _, resyncs, _ := h.told(); return resyncs == 1 })
 	const flood = 2 * inboxSize
 	s.Do("EVAL", fmt.Sprintf(`for i = 1, %d do redis.call('PUBLISH', 'tb1:events', i) end`, flood), 0)
 	eventually(t, "messages are dropped", 5*time.Second, func() bool { return len(l.missed) == 1 })
 	close(h.hold)
-	eventually(t, "it resyncs", 2*time.Second, func() bool { _, resyncs, _ := h.told(); return resyncs == 2 })
+	eventually(t, "it resyncs", 2*time.Second, func() bool { _, resyncs, _ := h.told(); return resyncs >= 2 })
 	if stats := l.stats(); !stats.subscribed || stats.subscriptions != 1 {
 		t.Errorf("%+v", stats)
 	}
@@ -703,5 +769,20 @@ func TestLinkCloseLeavesNothing(t *testing.T) {
 				t.Errorf("a call after close: %v", err)
 			}
 		})
+	}
+}
+
+func BenchmarkLinkRun(b *testing.B) {
+	s := testredis.Start(b, testredis.Options{})
+	o := at(s.Address())
+	o.log = slog.New(slog.DiscardHandler)
+	o.heard, o.resync, o.incarnation = func(string) {}, func() {}, func() {}
+	l := newLink(o, Access{})
+	defer l.close()
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := l.run(b.Context(), counting, "tb1:{f}"); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

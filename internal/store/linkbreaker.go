@@ -57,16 +57,20 @@ func (l *link) outOfReach(addr string) *linkError {
 	return b.last
 }
 
-// reached notes that a node answered.
-func (l *link) reached(addr string) {
+// reached notes that a node answered, which shows that it can do so much.
+func (l *link) reached(addr string, can ability) {
 	b := l.breaker(addr)
 	b.mu.Lock()
+	if b.last != nil && b.last.outcome == readOnly && can != writing {
+		b.mu.Unlock()
+		return
+	}
 	wasOpen, since := b.open, b.first
 	b.failures, b.last, b.open = 0, nil, false
 	b.mu.Unlock()
 	l.tally.add(func(s *linkStats) { s.contacted = true })
 	if wasOpen {
-		l.o.log.Info("redis is back", "node", addr, "after", time.Since(since).Round(time.Millisecond))
+		l.o.log.Info("redis is back", "node", l.where(addr), "after", time.Since(since).Round(time.Millisecond))
 	}
 }
 
@@ -86,7 +90,7 @@ func (l *link) failed(addr, key string, failure *linkError) {
 	l.tally.add(func(s *linkStats) { s.lastFailure = failure.outcome })
 	if opens {
 		l.tally.add(func(s *linkStats) { s.breakerOpens++ })
-		l.o.log.Warn("redis is out of reach", "node", addr, "error", failure)
+		l.o.log.Warn("redis is out of reach", "node", l.where(addr), "error", failure)
 		l.start(func() { l.probe(addr, key, b) })
 	}
 }
@@ -105,7 +109,7 @@ func (l *link) probe(addr, key string, b *breaker) {
 			l.mu.Lock()
 			delete(l.breakers, addr)
 			l.mu.Unlock()
-			l.o.log.Info("redis has another node in the place of the one out of reach", "node", addr)
+			l.o.log.Info("redis has another node in the place of the one out of reach", "node", l.where(addr))
 			return
 		}
 	}
@@ -127,18 +131,18 @@ func (l *link) probeOnce(addr, key string) bool {
 	}
 	if err == nil && n.addr == addr {
 		conn := n.Conn()
-		_, err = n.do(ctx, conn, "EVAL", probeSource, 1, key)
+		_, err = l.do(ctx, n, conn, "EVAL", probeSource, 1, key)
 		_ = conn.Close()
 	}
-	l.judge(p, addr, key, l.failure("probe", addr, err))
+	l.judge(p, addr, key, writing, l.failure("probe", addr, err))
 	return true
 }
 
 // judge notes what an outcome says about a node.
-func (l *link) judge(p *pool, addr, key string, e *linkError) {
+func (l *link) judge(p *pool, addr, key string, needs ability, e *linkError) {
 	switch e.outcome.means() {
 	case nodeAnswers:
-		l.reached(addr)
+		l.reached(addr, needs)
 	case nodeFails:
 		l.distrust(p)
 		l.failed(addr, key, e)

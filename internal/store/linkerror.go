@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -138,7 +139,7 @@ func (o outcome) advice() string {
 	case timeout:
 		return "no answer in time: Redis, or the network on the way, is stuck or overloaded"
 	case broken:
-		return "the connection failed: look at the network, and at TLS on both sides"
+		return "the connection failed: look at the address, the network, and TLS on both sides"
 	case unauthenticated:
 		return "Redis refuses the user or the password: correct store.redis.username and store.redis.password"
 	case readOnly:
@@ -178,14 +179,16 @@ type linkError struct {
 }
 
 func (l *link) failure(what, addr string, err error) *linkError {
-	where := addr
-	if where == "" {
-		where = strings.Join(l.o.addresses, ", ")
-	}
+	return &linkError{what: what, where: l.where(addr), outcome: outcomeOf(err), err: err}
+}
+
+// where names a node, or what is known of where it is.
+func (l *link) where(addr string) string {
+	where := cmp.Or(addr, strings.Join(l.o.addresses, ", "))
 	if l.o.masterName != "" {
 		where = fmt.Sprintf("%s (named by Sentinel at %s)", l.o.masterName, where)
 	}
-	return &linkError{what: what, where: where, outcome: outcomeOf(err), err: err}
+	return where
 }
 
 // untried is the same failure of a call that was spared.

@@ -20,7 +20,7 @@ const (
 	// the call that began it has given up, for those to come.
 	dialTimeout = 400 * time.Millisecond
 	// poolTimeout is the wait for a connection when all are in use.
-	poolTimeout = 200 * time.Millisecond
+	poolTimeout = 250 * time.Millisecond
 	// poolSize is the number of connections to one node.
 	poolSize = 10
 	// idleTimeout is less than what load balancers forgive.
@@ -33,8 +33,8 @@ const (
 // pool is a client of go-redis with all its connections. It is replaced as a
 // whole when what is in it should not be used any more.
 type pool struct {
-	single  *redis.Client        // or
-	cluster *redis.ClusterClient // in a Cluster
+	single  *redis.Client        // nil in a Cluster
+	cluster *redis.ClusterClient // nil elsewhere
 	users   sync.WaitGroup
 }
 
@@ -45,18 +45,6 @@ type node struct {
 	addr string
 	// asking: the node is taking the key over, and serves those who were sent.
 	asking bool
-}
-
-// do runs a command whose reply is an array.
-func (n node) do(ctx context.Context, conn *redis.Conn, args ...any) ([]any, error) {
-	if n.asking {
-		if err := conn.Do(ctx, "ASKING").Err(); err != nil {
-			return nil, err
-		}
-	}
-	cmd := redis.NewSliceCmd(ctx, args...)
-	_ = conn.Process(ctx, cmd) // cmd has the error
-	return cmd.Result()
 }
 
 // options for the connections to one node.

@@ -201,20 +201,18 @@ func (l *link) deliver() {
 }
 
 // beat sends a message to ourselves, again and again, the way that other replicas
-// send theirs. It also looks whether there is another master: the old one may go
-// on answering, cut off from all others.
+// send theirs.
 func (l *link) beat() {
-	for {
+	l.greet()
+	for blind := false; ; {
 		if l.o.masterName != "" {
-			ctx, cancel := context.WithTimeout(l.alive, dialTimeout)
-			_, _ = l.findMaster(ctx) // whoever calls meets the error again
-			cancel()
+			blind = l.askAround(blind)
 		}
 		number, missed := l.beats.next()
 		if missed {
 			l.tally.add(func(s *linkStats) { s.heartbeatsMissed++ })
 		}
-		err := l.call(l.alive, "heartbeat", l.anyKey(), func(ctx context.Context, n node) error {
+		err := l.call(l.alive, "heartbeat", l.anyKey(), reading, func(ctx context.Context, n node) error {
 			return n.Publish(ctx, l.beats.channel, number).Err()
 		})
 		if err == nil {
@@ -224,6 +222,21 @@ func (l *link) beat() {
 			return
 		}
 	}
+}
+
+// askAround looks whether the Sentinels name another master: the old one may go on
+// answering, cut off from all others. It returns whether no Sentinel answers.
+func (l *link) askAround(wasBlind bool) (blind bool) {
+	ctx, cancel := context.WithTimeout(l.alive, dialTimeout)
+	defer cancel()
+	_, err := l.findMaster(ctx)
+	switch {
+	case err != nil && !wasBlind && l.alive.Err() == nil:
+		l.o.log.Warn("redis sentinels are out of reach; a failover would not be noticed", "error", err)
+	case err == nil && wasBlind:
+		l.o.log.Info("redis sentinels are back")
+	}
+	return err != nil
 }
 
 // beats are the messages that a link sends to itself.
