@@ -26,6 +26,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -308,18 +309,19 @@ func (b *Broker) Reset(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	p.gate.reset()
 	// The client's own record last: whoever hears of that one forgets what it
 	// holds for families that only it knows.
 	families := []string{}
 	for _, e := range p.all() {
 		families = append(families, e.family)
 	}
+	slices.Sort(families)
 	for _, family := range append(slices.Compact(families), p.client()) {
 		if err := b.store.Reset(ctx, family); err != nil {
 			return storeUnavailable(p.Profile, "forgetting the failure of", err)
 		}
 	}
+	p.gate.reset()
 	for _, e := range p.all() {
 		e.forgetFailure()
 	}
@@ -379,6 +381,9 @@ func (b *Broker) forgive(g *gate) {
 	}
 }
 
+// backgroundTimeout covers a few transitions and one request.
+const backgroundTimeout = 15 * time.Second
+
 // background runs what nobody waits for, and Close does. It returns false when
 // the broker is closed.
 func (b *Broker) background(run func(context.Context)) bool {
@@ -387,7 +392,12 @@ func (b *Broker) background(run func(context.Context)) bool {
 	}
 	go func() {
 		defer b.flights.Done()
-		ctx, cancel := context.WithTimeout(b.ctx, storeTimeout)
+		defer func() {
+			if r := recover(); r != nil {
+				b.log.Error("panic in the background", "type", fmt.Sprintf("%T", r), "stack", string(debug.Stack()))
+			}
+		}()
+		ctx, cancel := context.WithTimeout(b.ctx, backgroundTimeout)
 		defer cancel()
 		run(ctx)
 	}()

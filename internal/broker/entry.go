@@ -134,6 +134,7 @@ func (e *entry) failed(now time.Time) bool {
 // forget is forgetFailure; e.mu is held.
 func (e *entry) forget(now time.Time) {
 	e.failure = remembered{}
+	e.verdict = nil
 	e.resets++
 	if e.flight == nil {
 		e.schedule(now, 0)
@@ -174,6 +175,9 @@ func (e *entry) obtain(ctx context.Context, p *profile, d Demand) (*Token, Sourc
 		case <-ctx.Done():
 			stop()
 			return nil, 0, ctx.Err()
+		}
+		if f.ahead && f.err != nil && f.err.Reason == ReasonStoreUnavailable {
+			continue // a renewal ahead may not go on alone; a flight for a caller may
 		}
 		ours := f.demand == d && f.profile.Credential == p.Credential
 		switch now := time.Now(); {
@@ -395,6 +399,13 @@ func (e *entry) isDropped(id string) bool {
 	return slices.Contains(e.dropped, id)
 }
 
+// dropNow takes a token out of service.
+func (e *entry) dropNow(id string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.drop(id)
+}
+
 // keep adopts a token that came beside a verdict, if it lives.
 func (e *entry) keep(s *StoredToken, start time.Time) {
 	if s != nil && s.Remaining > 0 {
@@ -519,6 +530,13 @@ func unmet(p *profile, d Demand, t *Token) *Error {
 			Reason:     ReasonEndpointUnavailable,
 			Text:       fmt.Sprintf("refreshing the token of profile %s: the authorization server returned the very token %s that was reported as rejected; if it keeps doing so, ask its operators why the resource server refuses that token", p.Name, t.ID),
 			RetryAfter: noProgress,
+		}
+	}
+	if d.Lifetime <= t.lifetime-Margin(t.lifetime) {
+		return &Error{
+			Reason:     ReasonEndpointUnavailable,
+			Text:       fmt.Sprintf("requesting a token for profile %s: the token that came has %v left, too little to hand out; ask again", p.Name, max(t.remaining(time.Now()), 0).Round(time.Second)),
+			RetryAfter: backoffFirst,
 		}
 	}
 	return lifetimeUnavailable(p.Profile, d, t.lifetime)

@@ -76,9 +76,18 @@ func authorizationNeeded(p *Profile, why string) *Error {
 	}
 }
 
+// answerAwaited says that the last refresh may still be answered.
+func answerAwaited(p *Profile, left time.Duration) *Error {
+	return &Error{
+		Reason:     ReasonEndpointUnavailable,
+		Text:       fmt.Sprintf("requesting a token for profile %s: the refresh token was presented and no answer came back yet; presenting it again might cost the grant, so that waits for the end of the token that there is; next attempt %s", p.Name, restText(left)),
+		RetryAfter: left,
+	}
+}
+
 // revokedMeanwhile says that a revocation overtook the request.
 func revokedMeanwhile(p *Profile) *Error {
-	const why = "the grant was revoked while a token was on its way"
+	const why = "a revocation has overtaken the token that was on its way"
 	if p.consentUse() == ConsentRequired {
 		return authorizationNeeded(p, why)
 	}
@@ -109,6 +118,16 @@ func storeUnavailable(p *Profile, tried string, err error) *Error {
 		Reason:     ReasonStoreUnavailable,
 		Text:       fmt.Sprintf("%s profile %s: the store is out of reach", tried, p.Name),
 		RetryAfter: time.Second,
+		Err:        err,
+	}
+}
+
+// unreadableRecord says that what the store has must be left as it is.
+func unreadableRecord(p *Profile, err error) *Error {
+	return &Error{
+		Reason:     ReasonStoreUnavailable,
+		Text:       fmt.Sprintf("requesting a token for profile %s: this replica cannot read what the store has of it, because a newer version wrote it or its key is not in this replica's keyset; upgrade this replica, or give it the keyset that the others have", p.Name),
+		RetryAfter: time.Minute,
 		Err:        err,
 	}
 }

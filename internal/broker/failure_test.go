@@ -290,6 +290,7 @@ func TestRefusedPasswordIsNotRepeatedAfterAnothersSuccess(t *testing.T) {
 		}
 		for range 24 * 12 { // both in use, the token is renewed many times
 			f.ask(t, broker.Demand{})
+			synctest.Wait()
 			if _, _, err := f.replicas[1].Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
 				t.Fatalf("the replica with the old password: %v", err)
 			}

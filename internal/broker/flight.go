@@ -41,6 +41,7 @@ const storeTimeout = 500 * time.Millisecond
 
 var (
 	errLeaseLost = errors.New("the lease ended before the call did")
+	errUnsaved   = errors.New("the latest grant is not saved yet")
 	errClosing   = errors.New("shutting down")
 	// errAgain sends a flight back to the store, which knows more by now.
 	errAgain = errors.New("the record has changed")
@@ -48,12 +49,13 @@ var (
 
 // fly claims the family until there is a token, a verdict, or no time left.
 func (f *flight) fly(e *entry, floor Generation) {
+	defer func() {
+		if f.token == nil && f.err == nil { // what came was dropped here
+			f.err = revokedMeanwhile(f.profile.Profile)
+		}
+	}()
 	ctx, cancel := context.WithTimeout(e.b.ctx, flightDeadline)
 	defer cancel()
-	if e.b.unsaved.wait(ctx, e.family) != nil {
-		f.err = f.outOfTime(e)
-		return
-	}
 	claim := Claim{
 		Family:     e.family,
 		Slot:       e.slot,
@@ -65,6 +67,9 @@ func (f *flight) fly(e *entry, floor Generation) {
 		Consent:    f.profile.consentUse(),
 	}
 	for lost := 0; ; {
+		if !f.awaitSave(ctx, e) {
+			return
+		}
 		start := time.Now()
 		a, err := e.b.store.Acquire(ctx, claim)
 		if ctx.Err() != nil && (err != nil || a.Verdict == Busy) {
@@ -81,12 +86,12 @@ func (f *flight) fly(e *entry, floor Generation) {
 		f.failing = time.Time{}
 		switch a.Verdict {
 		case Usable:
-			if f.token = e.adopt(*a.Token, start); f.token == nil { // dropped here, and the store does not know it yet
-				f.err = storeUnavailable(f.profile.Profile, "requesting a token for", errors.New("it still has a token that was revoked"))
+			if f.token = e.adopt(*a.Token, start); f.token != nil {
+				f.source = FromStore
 				return
 			}
-			f.source = FromStore
-			return
+			e.dropAgain(ctx, a.Token.Access.ID())
+			f.pause(ctx, storeRetry)
 		case Granted:
 			lease := Lease{Family: e.family, Owner: claim.Owner, Fence: a.Fence, Length: claim.Length}
 			err := f.mint(ctx, e, lease, a, start)
@@ -135,6 +140,23 @@ func (f *flight) fly(e *entry, floor Generation) {
 	}
 }
 
+// awaitSave waits for the family's latest grant to be saved, if only this process
+// has it: the store would answer with the refresh token that was spent. It
+// reports whether it was saved within a lease.
+func (f *flight) awaitSave(ctx context.Context, e *entry) bool {
+	wait, cancel := context.WithTimeout(ctx, e.b.lease)
+	defer cancel()
+	switch err := e.b.unsaved.wait(wait, e.family); {
+	case err == nil:
+		return true
+	case ctx.Err() != nil:
+		f.err = f.outOfTime(e)
+	default:
+		f.err = storeUnavailable(f.profile.Profile, "requesting a token for", errUnsaved)
+	}
+	return false
+}
+
 // wait returns when the family changed, after d, or when ctx ends.
 func (f *flight) wait(ctx context.Context, d time.Duration) { waitFor(ctx, f.changed, d) }
 
@@ -171,6 +193,8 @@ func (f *flight) withoutStore(ctx context.Context, e *entry, err error) (ended b
 			return false
 		}
 		f.err = f.outOfTime(e)
+	case unreadable && !p.repeatable():
+		f.err = unreadableRecord(p, err)
 	case !p.repeatable() || p.Coordinated || f.ahead:
 		f.err = storeUnavailable(p, "requesting a token for", err)
 	default:

@@ -71,27 +71,41 @@ type pass struct {
 // proven: presenting a changed one for several families at once locks accounts.
 // Shared asks the fleet as well.
 func (g *gate) enter(ctx context.Context, b *Broker, p *profile, shared bool) (*pass, remembered, error) {
-	g.mu.Lock()
-	trial := !g.trusts(p.Profile)
-	g.mu.Unlock()
-	if trial {
-		select {
-		case g.trial <- struct{}{}:
-		case <-ctx.Done():
-			return nil, remembered{}, context.Cause(ctx)
+	for {
+		g.mu.Lock()
+		trial := !g.trusts(p.Profile)
+		g.mu.Unlock()
+		if trial {
+			select {
+			case g.trial <- struct{}{}:
+			case <-ctx.Done():
+				return nil, remembered{}, context.Cause(ctx)
+			}
+		}
+		pass, failure := g.admit(ctx, b, p, trial)
+		if pass == nil || !shared {
+			return pass, failure, nil
+		}
+		pass.shared = true
+		switch ok, failure, err := pass.ask(); {
+		case ok:
+			return pass, remembered{}, nil
+		case !errors.Is(err, errAgain):
+			return nil, failure, err
 		}
 	}
-	pass, failure := g.admit(ctx, b, p, trial)
-	if pass == nil || !shared {
-		return pass, failure, nil
-	}
-	pass.shared = true
-	failure, err := pass.consult()
-	if failure.Kind != NoFailure || err != nil {
-		pass.leave()
-		return nil, failure, err
-	}
-	return pass, remembered{}, nil
+}
+
+// ask consults the fleet, and leaves unless the call may be made; also when the
+// store panics.
+func (p *pass) ask() (ok bool, failure remembered, err error) {
+	defer func() {
+		if !ok {
+			p.leave()
+		}
+	}()
+	failure, err = p.consult()
+	return failure.Kind == NoFailure && err == nil, failure, err
 }
 
 // admit judges by what this process knows.
@@ -125,6 +139,10 @@ func (p *pass) consult() (remembered, error) {
 			return p.g.learn(*f, start, p.resets), nil
 		}
 		refused := r.Failure != nil && r.Failure.Kind == Rejection
+		if refused && !p.trial { // it worked once, and was refused since
+			p.g.disprove(p.profile.Credential)
+			return remembered{}, errAgain
+		}
 		if !p.trial || r.Token != nil && r.Token.Remaining > 0 && !refused && p.profile.GrantType != Password {
 			p.g.prove(p)
 			return remembered{}, nil
@@ -169,18 +187,19 @@ func (p *pass) unread(err error) (remembered, error) {
 }
 
 // settle ends the lease of the client's record, if the pass has one.
-func (p *pass) settle(ctx context.Context, end func(context.Context) error) {
+func (p *pass) settle(ctx context.Context, end func(context.Context) error) error {
 	if p.lease.Owner == "" {
-		return
+		return nil
 	}
 	p.release()
-	_ = detached(ctx, end) // the lease ends by itself
+	err := detached(ctx, end) // the lease ends by itself
 	p.lease = Lease{}
+	return err
 }
 
 // succeed says that the server took the credential.
 func (p *pass) succeed(ctx context.Context) {
-	p.settle(ctx, func(ctx context.Context) error {
+	_ = p.settle(ctx, func(ctx context.Context) error {
 		proof := StoredToken{Access: NewSecret(p.profile.Credential), Type: "proof", Lifetime: proofLife, Remaining: proofLife}
 		_, _, err := p.b.store.Save(ctx, p.lease, Result{Token: proof})
 		return err
@@ -207,10 +226,14 @@ func (p *pass) fail(ctx context.Context, kind IssueErrorKind, f Failure) {
 		_, _ = p.claim(time.Now()) // if another call has the lease, that one will tell
 		defer cancel()
 	}
-	p.settle(ctx, func(ctx context.Context) error {
-		_, err := p.b.store.Fail(ctx, p.lease, f)
+	lease := p.lease
+	tell := func(ctx context.Context) error {
+		_, err := p.b.store.Fail(ctx, lease, f)
 		return err
-	})
+	}
+	if p.settle(ctx, tell) != nil && rejected { // another replica would try it again
+		p.b.insist(tell, func(error) {})
+	}
 	p.g.mu.Lock()
 	defer p.g.mu.Unlock()
 	defer p.letNextIn()
@@ -227,7 +250,7 @@ func (p *pass) fail(ctx context.Context, kind IssueErrorKind, f Failure) {
 // leave says that the call came to nothing, through no fault of the server. It
 // does nothing after succeed or fail.
 func (p *pass) leave() {
-	p.settle(p.ctx, func(ctx context.Context) error {
+	_ = p.settle(p.ctx, func(ctx context.Context) error {
 		_, err := p.b.store.Fail(ctx, p.lease, Failure{Kind: NoFailure})
 		return err
 	})
@@ -248,8 +271,20 @@ func (p *pass) letNextIn() {
 func (g *gate) prove(p *pass) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.proven = p.profile.Credential
-	p.letNextIn()
+	if p.trial { // else it is taken for proven, or was refused a moment ago
+		g.proven = p.profile.Credential
+		p.letNextIn()
+	}
+}
+
+// disprove notes that the credential was refused, somewhere in the fleet, after
+// it had worked: whether it does again is for one call to try.
+func (g *gate) disprove(credential string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.proven == credential {
+		g.proven = ""
+	}
 }
 
 // learn takes over a failure that the store knows.

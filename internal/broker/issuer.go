@@ -115,6 +115,12 @@ func (k IssueErrorKind) String() string {
 	return fmt.Sprintf("IssueErrorKind(%d)", int(k))
 }
 
+// refuses reports whether the server has answered, and will answer the same
+// again.
+func (k IssueErrorKind) refuses() bool {
+	return k == ClientRejected || k == UserRejected || k == GrantDead || k == RequestRejected
+}
+
 // IssueError is a failed attempt, classified.
 type IssueError struct {
 	Kind IssueErrorKind

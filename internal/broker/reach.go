@@ -12,20 +12,33 @@ type reach struct {
 	mu sync.Mutex
 	// since is when the first of the failures in a row was met; zero while
 	// the store answers.
-	since    time.Time
+	since time.Time
+	// last is when the latest of them was met: what failed long ago and was
+	// not asked since says nothing about now.
+	last time.Time
+	// refusals in a row, and when the latest was counted.
 	refusals int
+	refused  time.Time
 }
+
+// failuresInARow are no further apart than this.
+const failuresInARow = 10 * time.Second
 
 // observe notes how a transition ended.
 func (r *reach) observe(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	now := time.Now()
+	if -Until(now, r.last) > failuresInARow {
+		r.since, r.refusals = time.Time{}, 0
+	}
+	r.last = now
 	switch {
 	case err == nil, errors.Is(err, ErrUnreadable):
 		r.since, r.refusals = time.Time{}, 0
 		return
-	case errors.Is(err, ErrStoreRefused):
-		r.refusals++
+	case errors.Is(err, ErrStoreRefused) && now.Sub(r.refused) >= storeRetry: // not two flights at once
+		r.refusals, r.refused = r.refusals+1, now
 	}
 	if r.since.IsZero() {
 		r.since = time.Now()

@@ -24,6 +24,10 @@ const (
 	// doubtEnds is how long before the end of the access token at hand a
 	// refresh token in doubt is presented once more, at the most.
 	doubtEnds = time.Minute
+	// doubtPatience is for how long after its presentation a refresh token in
+	// doubt is left alone for the sake of the other access tokens of the
+	// family, when there is none that serves the caller.
+	doubtPatience = 10 * time.Minute
 )
 
 func (a *attempt) spentID() string {
@@ -59,12 +63,19 @@ func (a *attempt) weigh(ctx context.Context) (stop bool) {
 		return false
 	}
 	now := time.Now()
-	if t := a.e.token.Load(); t != nil && t.serves(f.demand, now) || t != nil && f.ahead {
-		if left := t.remaining(now) - min(doubtEnds, t.lifetime/4); left > 0 {
-			a.giveBack(ctx)
+	left, t := a.e.b.doubtLasts(a.e.family, now), a.e.token.Load()
+	serves := t != nil && (f.ahead || t.serves(f.demand, now))
+	if !serves {
+		left = min(left, doubtPatience-c.PresentedAge)
+	}
+	if left > 0 {
+		a.giveBack(ctx)
+		if serves {
 			f.token, f.source, f.quiet = t, FromMemory, left
-			return true
+		} else {
+			f.err = answerAwaited(f.profile.Profile, left)
 		}
+		return true
 	}
 	if c.Presentations < mostPresentations {
 		return false
@@ -75,12 +86,29 @@ func (a *attempt) weigh(ctx context.Context) (stop bool) {
 	}
 	a.giveBack(ctx)
 	f.err = authorizationNeeded(f.profile.Profile, fmt.Sprintf(
-		"the refresh token was presented %d times and no answer came back, so nobody knows whether it is still good; 'broker reset %s' allows one more try", c.Presentations, f.profile.Name))
+		"the refresh token was presented %d times and no answer came back, so nobody knows whether it is still good; 'broker reset %s' has it tried again", c.Presentations, f.profile.Name))
 	return true
+}
+
+// doubtLasts is for how long a refresh token in doubt is left alone: while an
+// access token of the family, in any slot, is far from its end.
+func (b *Broker) doubtLasts(family string, now time.Time) (left time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, e := range b.entries[family] {
+		if t := e.token.Load(); t != nil {
+			left = max(left, t.remaining(now)-min(doubtEnds, t.lifetime/4))
+		}
+	}
+	return left
 }
 
 // refresh spends the refresh token.
 func (a *attempt) refresh(ctx context.Context, start time.Time) error {
+	if a.e.b.unsaved.has(a.e.family) { // since this flight began: its successor is here
+		a.giveBack(ctx)
+		return errAgain
+	}
 	a.spent = a.consent.RefreshToken
 	if err := a.intend(ctx); err != nil || a.f.err != nil {
 		return err
@@ -101,7 +129,7 @@ func (a *attempt) refresh(ctx context.Context, start time.Time) error {
 	})
 	switch {
 	case issueErr == nil:
-		a.obtained(ctx, grant)
+		return a.obtained(ctx, grant)
 	case issueErr.Outcome == Unsent && (ctx.Err() != nil || errors.Is(issueErr, errLeaseLost)):
 		a.giveBack(ctx)
 		return errLeaseLost
@@ -144,6 +172,9 @@ func (a *attempt) intend(ctx context.Context) error {
 		return errAgain
 	}
 	a.giveBack(ctx)
+	if ctx.Err() != nil {
+		return errLeaseLost
+	}
 	if err == nil {
 		err = errors.New("it has not replicated what must not be lost; check its replicas")
 	}

@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -32,6 +33,11 @@ func (b *Broker) Revoke(ctx context.Context, name string, scopes []string, id st
 			return Revocation{}, err
 		}
 	}
+	for _, x := range p.all() { // whoever names a token need not know its scopes
+		if t := x.token.Load(); len(scopes) == 0 && id != "" && t != nil && t.ID == id {
+			e = x
+		}
+	}
 	known, err := e.current(ctx)
 	if id == "" && known == nil {
 		if err != nil {
@@ -46,6 +52,12 @@ func (b *Broker) Revoke(ctx context.Context, name string, scopes []string, id st
 		known = nil
 	}
 	// Here at once, whatever comes of the rest.
+	b.mu.Lock()
+	family := slices.Clone(b.entries[e.family])
+	b.mu.Unlock()
+	for _, x := range family {
+		x.dropNow(id)
+	}
 	e.mu.Lock()
 	e.drop(id)
 	drop := Drop{Family: e.family, Operation: newOwner(), Token: id, Remember: remember + rememberDropped, Floor: e.floor}
@@ -109,11 +121,29 @@ func (e *entry) seeRevoked(id string) {
 	})
 }
 
+// dropAgain tells the store of a token that was dropped here: it has not heard,
+// or has forgotten.
+func (e *entry) dropAgain(ctx context.Context, id string) {
+	_ = detached(ctx, func(ctx context.Context) error {
+		_, err := e.b.store.Drop(ctx, Drop{Family: e.family, Operation: newOwner(), Token: id, Remember: e.b.rememberFor(e)})
+		return err
+	})
+}
+
+// rememberFor is for how long any token of the entry may live on.
+func (b *Broker) rememberFor(e *entry) time.Duration {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.profile.maxTokenAge() + rememberDropped
+}
+
 // current is the token that callers get now, from memory or else the store.
 func (e *entry) current(ctx context.Context) (*Token, error) {
 	start := time.Now()
 	r, err := e.b.store.Look(ctx, e.family, e.slot)
-	e.b.reach.observe(err)
+	if ctx.Err() == nil { // a caller who left says nothing of the store
+		e.b.reach.observe(err)
+	}
 	if err == nil {
 		e.keep(r.Token, start)
 	}

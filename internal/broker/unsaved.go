@@ -10,7 +10,13 @@ import (
 // the store says of them: it would be the refresh token that was spent.
 type unsaved struct {
 	mu       sync.Mutex
-	families map[string]chan struct{}
+	families map[string]*pending
+}
+
+// pending are the grants of one family that are not saved.
+type pending struct {
+	grants int
+	saved  chan struct{}
 }
 
 // hold notes that the family's grant is not saved, until release is called.
@@ -18,40 +24,51 @@ func (u *unsaved) hold(family string) (release func()) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.families == nil {
-		u.families = make(map[string]chan struct{})
+		u.families = make(map[string]*pending)
 	}
-	done := make(chan struct{})
-	u.families[family] = done
+	p := u.families[family]
+	if p == nil {
+		p = &pending{saved: make(chan struct{})}
+		u.families[family] = p
+	}
+	p.grants++
 	return func() {
 		u.mu.Lock()
 		defer u.mu.Unlock()
-		delete(u.families, family)
-		close(done)
+		if p.grants--; p.grants == 0 {
+			delete(u.families, family)
+			close(p.saved)
+		}
 	}
+}
+
+// has reports whether the family's grant is not saved.
+func (u *unsaved) has(family string) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.families[family] != nil
 }
 
 // wait returns when the family's grant is saved, or why ctx ended.
 func (u *unsaved) wait(ctx context.Context, family string) error {
 	u.mu.Lock()
-	done := u.families[family]
+	p := u.families[family]
 	u.mu.Unlock()
-	if done == nil {
+	if p == nil {
 		return nil
 	}
 	select {
-	case <-done:
+	case <-p.saved:
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
 }
 
-func (u *unsaved) count() int {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return len(u.families)
+// Unsaved is of how many families only this process has the latest grant: the
+// store has not taken it in yet.
+func (b *Broker) Unsaved() int {
+	b.unsaved.mu.Lock()
+	defer b.unsaved.mu.Unlock()
+	return len(b.unsaved.families)
 }
-
-// Unsaved is how many grants only this process has: the store has not taken
-// them in yet.
-func (b *Broker) Unsaved() int { return b.unsaved.count() }
