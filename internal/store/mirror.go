@@ -43,24 +43,8 @@ type mirrored struct {
 
 	// drops that Redis has not confirmed, oldest first.
 	drops []lateDrop
-	// tokens by slot that were obtained without the store.
-	tokens map[string]lateToken
-}
-
-// lateDrop is a drop that was asked for while Redis did not answer. What is
-// newer does not fall under it.
-type lateDrop struct {
-	broker.Drop
-	since time.Time
-	// remember holds the ids of tokens that only this process knew, until
-	// each is forgotten.
-	remember map[string]time.Time
-}
-
-// lateToken is a token that Redis is to take in.
-type lateToken struct {
-	broker.StoredToken
-	ends time.Time
+	// tokens that were obtained without the store, oldest first, one per slot.
+	tokens []lateToken
 }
 
 // unsure is the stamp of no record.
@@ -72,7 +56,6 @@ func newMirror(clock func() time.Time) *mirror {
 
 // known is what a call says of a family that it is about.
 type known struct {
-	stamp string
 	// floor is the highest generation seen.
 	floor int64
 	// late tells that Redis has yet to take in a drop or a token.
@@ -87,24 +70,17 @@ func (m *mirror) use(family string) known {
 	defer m.mu.Unlock()
 	f := m.family(family)
 	f.used = m.clock()
-	return known{stamp: f.stamp, floor: f.highest, late: len(f.drops) > 0, consent: f.content["r"]}
+	return known{floor: f.highest, late: len(f.drops) > 0, consent: f.content["r"]}
 }
 
 // family returns what is known of it. m.mu is held.
 func (m *mirror) family(name string) *mirrored {
 	f := m.families[name]
 	if f == nil {
-		f = &mirrored{content: fields{}, told: make(map[string]bool), tokens: make(map[string]lateToken)}
+		f = &mirrored{content: fields{}, told: make(map[string]bool)}
 		m.families[name] = f
 	}
 	return f
-}
-
-// has reports whether the family is one that this process uses.
-func (m *mirror) has(family string) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.families[family] != nil
 }
 
 // wrote takes in the reply of a transition of this process's own. It returns the
@@ -114,15 +90,10 @@ func (m *mirror) wrote(family string, r reply) (change *broker.Change, agrees bo
 	defer m.mu.Unlock()
 	f := m.family(family)
 	agrees = r.before == f.stamp || r.after == f.stamp
-	change = m.learn(family, r, r.delta)
-	switch {
-	case r.after == f.stamp: // an event was quicker
-		return nil, true
-	case agrees:
+	news := r.before != r.after && r.after != f.stamp // a word of it may have been quicker
+	change = m.learn(family, r, r.delta, news, true)
+	if agrees {
 		f.stamp = r.after
-	}
-	if r.before == r.after {
-		return nil, agrees
 	}
 	return change, agrees
 }
@@ -150,31 +121,38 @@ func (m *mirror) read(family string, r reply, tried bool) (change *broker.Change
 	if !tried && !view.knows(f.content, r.now) {
 		missing = maps.Clone(f.content)
 	}
-	news := r.after != f.stamp
-	change = m.learn(family, r, view)
+	change = m.learn(family, r, view, r.after != f.stamp, false)
 	if missing == nil {
 		f.stamp = r.after
 	}
-	if !news {
-		return nil, missing
+	if f.used.IsZero() && len(f.content)+len(f.drops)+len(f.tokens) == 0 { // there was but a word of it
+		delete(m.families, family)
 	}
 	return change, missing
 }
 
-// learn joins what came from Redis into the mirror, and returns what
-// subscribers may want to hear. m.mu is held.
-func (m *mirror) learn(family string, r reply, came fields) *broker.Change {
+// learn joins what came from Redis into the mirror, and returns what subscribers
+// may want to hear, or nil if there is no news. m.mu is held.
+func (m *mirror) learn(family string, r reply, came fields, news, own bool) *broker.Change {
 	m.redisTime, m.heard = r.now, m.clock()
 	f := m.family(family)
-	before := maps.Clone(f.content)
 	f.highest = max(f.highest, r.generation, r.fence)
+	if len(came) == 0 && !news {
+		return nil
+	}
+	before := maps.Clone(f.content)
 	f.content.join(came, r.now)
+	if !news {
+		return nil
+	}
 	change := &broker.Change{Family: family, Dropped: f.dropped(before, came)}
 	if r.generation > f.announced {
 		f.announced = r.generation
 		change.Generation = broker.Generation(r.generation)
 	}
-	change.Reset = f.content.number("rs") > before.number("rs")
+	if own || len(before) > 0 { // or it may be long ago
+		change.Reset = f.content.number("rs") > before.number("rs")
+	}
 	return change
 }
 
@@ -227,6 +205,13 @@ func (m *mirror) now() int64 {
 	return m.redisTime + now.Sub(m.heard).Milliseconds()
 }
 
+// has reports whether there is a mirror of the family.
+func (m *mirror) has(family string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.families[family] != nil
+}
+
 // registers of a family, for a reader that tells what it knows.
 func (m *mirror) registers(family string) (stamp string, registers []any) {
 	m.mu.Lock()
@@ -267,118 +252,6 @@ func (m *mirror) forget(family, sealed string) {
 	defer m.mu.Unlock()
 	if f := m.family(family); f.content["rt"] == sealed {
 		f.content.remove("r")
-	}
-}
-
-// dropLate remembers a drop that Redis has not confirmed. The tokens are out of
-// service here at once.
-func (m *mirror) dropLate(d broker.Drop) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	f, now := m.family(d.Family), m.clock()
-	if slices.ContainsFunc(f.drops, func(l lateDrop) bool { return l.Operation == d.Operation }) {
-		return
-	}
-	late := lateDrop{Drop: d, since: now, remember: make(map[string]time.Time)}
-	late.Floor = max(d.Floor, broker.Generation(f.highest))
-	for _, id := range f.ids(d) {
-		late.remember[id] = now.Add(d.Remember)
-		f.content.bury(id, m.now()+d.Remember.Milliseconds())
-	}
-	f.content.settle(m.now())
-	for slot, t := range f.tokens {
-		if d.Token == "" || t.Access.ID() == d.Token {
-			delete(f.tokens, slot)
-		}
-	}
-	f.drops = append(f.drops, late)
-	f.stamp = unsure
-}
-
-// ids that a drop is about, as far as they are known here.
-func (f *mirrored) ids(d broker.Drop) (ids []string) {
-	if d.Token != "" {
-		return []string{d.Token}
-	}
-	for _, name := range append(f.content.slots(), "r") {
-		if r, ok := f.content.register(name); ok && r.inService {
-			ids = append(ids, r.id)
-		}
-	}
-	for _, t := range f.tokens {
-		ids = append(ids, t.Access.ID())
-	}
-	return ids
-}
-
-// lateDrops of a family.
-func (m *mirror) lateDrops(family string) []lateDrop {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return slices.Clone(m.family(family).drops)
-}
-
-// dropDone forgets a late drop: Redis has taken it in.
-func (m *mirror) dropDone(family, operation string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	f := m.family(family)
-	f.drops = slices.DeleteFunc(f.drops, func(l lateDrop) bool { return l.Operation == operation })
-}
-
-// remembered are the late tokens that a drop is about, by when to forget them.
-func (m *mirror) remembered(d broker.Drop) map[string]time.Time {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	remember := make(map[string]time.Time)
-	for _, t := range m.family(d.Family).tokens {
-		if id := t.Access.ID(); d.Token == "" || d.Token == id {
-			remember[id] = m.clock().Add(d.Remember)
-		}
-	}
-	return remember
-}
-
-// takeTokens removes and returns the late tokens that a drop is about.
-func (m *mirror) takeTokens(family, id string) (taken []broker.Secret) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	f := m.family(family)
-	for slot, t := range f.tokens {
-		if id == "" || t.Access.ID() == id {
-			taken = append(taken, t.Access)
-			delete(f.tokens, slot)
-		}
-	}
-	return taken
-}
-
-// restore keeps a token that Redis is to take in.
-func (m *mirror) restore(family, slot string, t broker.StoredToken) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.family(family).tokens[slot] = lateToken{StoredToken: t, ends: m.clock().Add(t.Remaining)}
-}
-
-// lateTokens of a family by slot, with what each has left.
-func (m *mirror) lateTokens(family string) map[string]broker.StoredToken {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	late, now := make(map[string]broker.StoredToken), m.clock()
-	for slot, t := range m.family(family).tokens {
-		t.Remaining = broker.Until(now, t.ends)
-		late[slot] = t.StoredToken
-	}
-	return late
-}
-
-// restored forgets a late token, unless there is another one by now.
-func (m *mirror) restored(family, slot string, t broker.StoredToken) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	f := m.family(family)
-	if late, ok := f.tokens[slot]; ok && late.Access.Equal(t.Access) {
-		delete(f.tokens, slot)
 	}
 }
 

@@ -2,7 +2,6 @@ package store
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -21,12 +20,14 @@ import (
 //
 //	s:SLOT  generation, token id, + or -, obtained, ends, life, refused, early
 //	a:SLOT  the sealed access token, while it is in service (+)
-//	r       generation, refresh token id, + or -, rotates, start, ends, origin, dead
+//	r       generation, refresh token id, + or -, rotates, start, ends, origin, dead, proof
 //	rt      the sealed refresh token, while it is in service (+)
 //	t:ID    a tombstone: the token with this id is out of service; forget it when
 //	d       the last drop of the grant: what is not newer is out of service
 //	e       the failure: fence, kind, count, at, ends (0: never)
 //	ec ek et  its code, its subject (a credential or a refresh token), its text
+//	p       presentations: refresh token id, how many are in doubt, when the last
+//	        began, turn; of the one under way the fence, horizon, owner (-: none)
 //	ff      the highest fence whose failures say nothing any more
 //	rs      the last reset
 //
@@ -36,11 +37,10 @@ import (
 //	c       a stamp that is never used for two contents
 //	g f     the highest generation, the highest fence reserved
 //	l       the lease: fence, ends, length, owner
-//	i       the presentation under way: fence, refresh token id, horizon, owner
-//	p       presentations in doubt: refresh token id, count, when the last began
 //	w:ID    waits for its revocation: since, forget it when, kind, slot
 //	x:ID    that token, sealed
 //	q:ID    a refresh token that was found damaged, sealed
+//	su      until when the refresh token may be an old one: it was put back
 //	nc      nobody who was asked had a consent
 //	do      the last drops
 //	k       until when something in it matters
@@ -83,17 +83,21 @@ type register struct {
 // not newer than the last drop.
 func (f fields) register(name string) (register, bool) {
 	r, ok := parseRegister(f[name])
-	return r, ok && r.generation > f.number("d")
+	return r, ok && r.isConsent() == (name == "r") && r.generation > f.number("d")
 }
 
 func parseRegister(value string) (register, bool) {
 	words := strings.Fields(value)
-	if len(words) != 8 {
+	if len(words) != slotWords && len(words) != consentWords {
 		return register{}, false
 	}
 	g, err := strconv.ParseInt(words[0], 10, 64)
 	return register{generation: g, id: words[1], inService: words[2] == "+", rest: words[3:]}, err == nil
 }
+
+const slotWords, consentWords = 8, 9
+
+func (r register) isConsent() bool { return len(r.rest) == consentWords-3 }
 
 func (r register) number(i int) int64 {
 	n, _ := strconv.ParseInt(r.rest[i], 10, 64)
@@ -111,6 +115,7 @@ func (r register) start() int64        { return r.number(1) }
 func (r register) consentEnds() int64  { return r.number(2) }
 func (r register) origin() string      { return r.rest[3] }
 func (r register) dead() int64         { return r.number(4) }
+func (r register) proof() int64        { return r.number(5) }
 func (r register) is(o register) bool  { return r.generation == o.generation && r.id == o.id }
 func (r register) over(now int64) bool { return r.ends() <= now }
 
@@ -193,6 +198,7 @@ func (f fields) join(other fields, now int64) {
 	for _, name := range append(other.slots(), "r") {
 		f.joinRegister(name, other, now)
 	}
+	f.joinPresentations(other)
 	f.joinFailure(other, now)
 	f.prune(now)
 }
@@ -214,7 +220,7 @@ func (f fields) settle(now int64) {
 func (f fields) joinRegister(name string, other fields, now int64) {
 	isSlot := name != "r"
 	theirs, ok := parseRegister(other[name])
-	if !ok || theirs.generation <= f.number("d") || isSlot && theirs.over(now) {
+	if !ok || theirs.isConsent() == isSlot || theirs.generation <= f.number("d") || isSlot && theirs.over(now) {
 		return
 	}
 	sealed, has := other[sealedField(name)]
@@ -239,10 +245,14 @@ func (r register) beats(o register, isSlot bool) bool {
 		return r.generation > o.generation
 	case r.id != o.id:
 		return r.id > o.id
+	case !isSlot: // they are merged
+		return false
 	case r.inService != o.inService:
 		return o.inService
+	case r.obtained() != o.obtained():
+		return r.obtained() > o.obtained()
 	}
-	return isSlot && r.obtained() > o.obtained()
+	return r.String() > o.String()
 }
 
 // merged is what two say of one refresh token.
@@ -252,11 +262,47 @@ func (r register) merged(o register) register {
 	if slices.Index(known, o.rotates()) > slices.Index(known, r.rotates()) {
 		r.rest[0] = o.rotates()
 	}
+	if o.start() < r.start() {
+		r.rest[1] = o.rest[1]
+	}
+	if o.consentEnds() > r.consentEnds() {
+		r.rest[2] = o.rest[2]
+	}
+	r.rest[3] = max(r.origin(), o.origin())
 	if o.dead() > r.dead() {
 		r.rest[4] = o.rest[4]
 	}
+	if o.proof() > r.proof() {
+		r.rest[5] = o.rest[5]
+	}
 	r.inService = r.inService && o.inService
 	return r
+}
+
+// presentations in doubt of the refresh token in service.
+func (f fields) presentations(of register) (count, at, turn int64) {
+	words := strings.SplitN(f["p"], " ", 7)
+	if len(words) != 7 || words[0] != of.id {
+		return 0, 0, 0
+	}
+	numbers := register{rest: words[1:]}
+	return numbers.number(0), numbers.number(1), numbers.number(2)
+}
+
+// joinPresentations keeps the latest word about the refresh token that won.
+func (f fields) joinPresentations(other fields) {
+	r, ok := f.register("r")
+	if !ok || !r.inService {
+		delete(f, "p")
+		return
+	}
+	_, _, ours := f.presentations(r)
+	if ours == 0 {
+		delete(f, "p")
+	}
+	if _, _, theirs := other.presentations(r); theirs > ours || theirs == ours && other["p"] > f["p"] {
+		f["p"] = other["p"]
+	}
 }
 
 // joinFailure keeps the latest failure that still says something.
@@ -273,11 +319,18 @@ func (f fields) joinFailure(other fields, now int64) {
 			delete(f, name)
 		}
 	}
-	if theirs, none2 := void(other); !none2 && (none || theirs > ours) {
-		for _, name := range failureFields {
-			f[name] = other[name]
-		}
+	theirs, nothing := void(other)
+	if nothing || !none && (theirs < ours || theirs == ours && other.whole() <= f.whole()) {
+		return
 	}
+	for _, name := range failureFields {
+		f[name] = other[name]
+	}
+}
+
+// whole is the failure as one text.
+func (f fields) whole() string {
+	return strings.Join([]string{f["e"], f["ec"], f["ek"], f["et"]}, " ")
 }
 
 // prune forgets what is over.
@@ -316,7 +369,7 @@ func (f fields) prune(now int64) {
 // isContent tells what is restored after a loss from what is not.
 func isContent(name string) bool {
 	switch name {
-	case "r", "rt", "d", "ff", "rs", "e", "ec", "ek", "et":
+	case "p", "r", "rt", "d", "ff", "rs", "e", "ec", "ek", "et":
 		return true
 	}
 	return len(name) > 1 && name[1] == ':' && strings.Contains("sat", name[:1])
@@ -385,10 +438,10 @@ func seenFailure(f fields, now int64) *broker.Failure {
 
 // seenConsent is the consent in the fields as of now, without its refresh token,
 // or nil if none is in service.
-func seenConsent(f fields, now int64) (*broker.Consent, string) {
+func seenConsent(f fields, now int64) *broker.Consent {
 	r, ok := f.register("r")
 	if !ok || !r.inService {
-		return nil, ""
+		return nil
 	}
 	seen := &broker.Consent{
 		Generation: broker.Generation(r.generation), Rotates: named(rotates, r.rotates()),
@@ -397,12 +450,10 @@ func seenConsent(f fields, now int64) (*broker.Consent, string) {
 	if ends := r.consentEnds(); ends != 0 {
 		seen.Remaining = max(span(ends-now), 0)
 	}
-	if p := strings.Fields(f["p"]); len(p) == 3 && p[0] == r.id {
-		at, _ := strconv.ParseInt(p[2], 10, 64)
-		seen.Presentations, _ = strconv.Atoi(p[1])
-		seen.PresentedAge = span(now - at)
+	if count, at, _ := f.presentations(r); count > 0 {
+		seen.Presentations, seen.PresentedAge = int(count), span(now-at)
 	}
-	return seen, r.id
+	return seen
 }
 
 // seenRevocations tells whether something waits for its revocation, and how long.
@@ -443,9 +494,6 @@ func sealPayload(k *Keyset, p payload, family, place string) (string, error) {
 
 func openPayload(k *Keyset, sealed, family, place string) (p payload, err error) {
 	plain, err := k.Open([]byte(sealed), family, place)
-	if errors.Is(err, ErrUnreadable) {
-		return p, fmt.Errorf("%w: %w", broker.ErrUnreadable, err)
-	}
 	if err != nil {
 		return p, err
 	}

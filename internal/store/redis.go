@@ -67,11 +67,9 @@ type RedisOptions struct {
 	Logger *slog.Logger
 }
 
-const (
-	// settleWindow is how long the replicas are given to put back what Redis
-	// may have lost.
-	settleWindow = 2 * time.Second
-)
+// settleWindow is how long the replicas are given to put back what Redis may have
+// lost. prelude.lua has the same.
+const settleWindow = 2 * time.Second
 
 // NewRedis returns a store that connects as it is needed: Redis need not be there
 // yet. Close it when done.
@@ -185,16 +183,16 @@ func (r *Redis) Acquire(ctx context.Context, c broker.Claim) (broker.Acquisition
 		if err != nil {
 			return broker.Acquisition{}, err
 		}
-		if change, agrees := r.mirror.wrote(c.Family, answer); !agrees {
-			restored, err := r.sync(ctx, c.Family)
-			if err != nil {
+		change, agrees := r.mirror.wrote(c.Family, answer)
+		r.announce(change)
+		if !agrees {
+			if err := r.sync(ctx, c.Family); err != nil {
 				return broker.Acquisition{}, err
 			}
-			if again = again || restored; restored {
+			if !r.mirror.agrees(c.Family, answer) { // it was judged by what is no more
+				again = true
 				continue
 			}
-		} else {
-			r.announce(change)
 		}
 		a, err := r.acquisition(ctx, c, answer)
 		switch {
@@ -220,7 +218,7 @@ func (r *Redis) begin(ctx context.Context, family string) (known, error) {
 	if !known.late {
 		return known, nil
 	}
-	if _, err := r.sync(ctx, family); err != nil {
+	if err := r.sync(ctx, family); err != nil {
 		return known, err
 	}
 	return r.mirror.use(family), nil
@@ -304,7 +302,7 @@ func (r *Redis) token(family, slot string, answer reply) (*broker.StoredToken, e
 
 // consent is the one in the reply, or nil.
 func (r *Redis) consent(family string, answer reply) (*broker.Consent, error) {
-	c, _ := seenConsent(answer.out, answer.now)
+	c := seenConsent(answer.out, answer.now)
 	if c == nil {
 		return nil, nil
 	}
@@ -329,7 +327,7 @@ func (r *Redis) Renew(ctx context.Context, l broker.Lease) (bool, error) {
 
 var intendVerdicts = map[string]broker.IntendVerdict{
 	"OK": broker.Intended, "LOST": broker.IntendLost, "CHANGED": broker.IntendChanged,
-	"IN_DOUBT": broker.IntendInDoubt, "SPENT": broker.IntendSpent,
+	"IN_DOUBT": broker.IntendInDoubt, "SPENT": broker.IntendSpent, "SETTLING": broker.IntendChanged,
 }
 
 // Intend implements broker.Store.
@@ -337,8 +335,8 @@ func (r *Redis) Intend(ctx context.Context, l broker.Lease, p broker.Presentatio
 	if _, err := r.begin(ctx, l.Family); err != nil {
 		return 0, err
 	}
-	if r.settling() > 0 { // Redis may have gone back since the lease was granted
-		return broker.IntendUnconfirmed, nil
+	if r.settling() > 0 { // Redis may have gone back since the lease was granted: claim again
+		return broker.IntendChanged, nil
 	}
 	answer, err := r.call(ctx, "committing to present the refresh token of", intendScript, l.Family, true,
 		"owner", l.Owner, "fence", int64(l.Fence), "refresh", p.RefreshID,
@@ -375,22 +373,24 @@ func (r *Redis) Save(ctx context.Context, l broker.Lease, s broker.Result) (brok
 		if verdict == broker.Superseded && !agrees && !again {
 			// Redis may have gone back to a refresh token from before the one
 			// that was spent, which is here still.
-			if restored, err := r.sync(ctx, l.Family); err != nil {
+			if err := r.sync(ctx, l.Family); err != nil {
 				return broker.StoredToken{}, 0, err
-			} else if restored {
-				continue
 			}
+			continue
 		}
 		if verdict != broker.Saved {
 			return broker.StoredToken{}, verdict, nil
 		}
-		if !answer.confirmed {
+		if durable(s) && !answer.confirmed {
 			r.unconfirmed.Add(1)
 		}
 		kept, _ := parseRegister(answer.out["s"])
 		return dated(s.Token, kept, answer.now), verdict, nil
 	}
 }
+
+// durable tells what must not be lost: nobody could obtain it again.
+func durable(s broker.Result) bool { return s.Spent != "" || !s.Refresh.IsEmpty() }
 
 func (r *Redis) save(ctx context.Context, l broker.Lease, s broker.Result, known known) (reply, error) {
 	const what = "saving what was obtained for"
@@ -410,7 +410,7 @@ func (r *Redis) save(ctx context.Context, l broker.Lease, s broker.Result, known
 	if spent, ok := parseRegister(known.consent); ok && spent.id == s.Spent {
 		was = known.consent
 	}
-	return r.call(ctx, what, saveScript, l.Family, s.Spent != "" || refresh != "",
+	return r.call(ctx, what, saveScript, l.Family, durable(s),
 		"owner", l.Owner, "fence", int64(l.Fence), "slot", s.Slot,
 		"id", s.Token.Access.ID(), "token", token, "left", s.Token.Remaining.Milliseconds(), "life", s.Token.Lifetime.Milliseconds(),
 		"spent", s.Spent, "refresh", refreshID, "sealed", refresh, "rotates", rotates[s.Rotates],
@@ -450,7 +450,7 @@ func (r *Redis) Drop(ctx context.Context, d broker.Drop) (broker.Dropped, error)
 	known := r.mirror.use(d.Family)
 	d.Floor = max(d.Floor, broker.Generation(known.floor))
 	var answer reply
-	_, err := r.sync(ctx, d.Family) // so that what Redis has lost is dropped, too
+	err := r.sync(ctx, d.Family) // so that what Redis has lost is dropped, too
 	if err == nil {
 		answer, err = r.drop(ctx, lateDrop{Drop: d, remember: r.mirror.remembered(d)})
 	}
@@ -458,7 +458,7 @@ func (r *Redis) Drop(ctx context.Context, d broker.Drop) (broker.Dropped, error)
 		r.mirror.dropLate(d)
 		return broker.Dropped{}, err
 	}
-	dropped := broker.Dropped{Access: r.mirror.takeTokens(d.Family, d.Token)}
+	dropped := broker.Dropped{Access: r.mirror.takeTokens(d)}
 	for name, value := range answer.out {
 		id, ok := strings.CutPrefix(name, "w:")
 		if !ok {
@@ -536,8 +536,8 @@ func (r *Redis) Look(ctx context.Context, family, slot string) (broker.Record, e
 		return broker.Record{}, err
 	}
 	if !r.mirror.agrees(family, answer) {
-		restored, err := r.sync(ctx, family)
-		if err == nil && restored {
+		err := r.sync(ctx, family)
+		if err == nil && !r.mirror.agrees(family, answer) {
 			answer, err = r.call(ctx, what, lookScript, family, false, "stamp", "", "only", "a:"+slot)
 		}
 		if err != nil {
@@ -564,8 +564,7 @@ func (r *Redis) Restore(family, slot string, t broker.StoredToken) {
 	r.sweeps.want(family)
 }
 
-// Subscribe implements broker.Store. Changes of families that this process has
-// never used are not told.
+// Subscribe implements broker.Store.
 func (r *Redis) Subscribe(changed func(broker.Change)) (stop func()) {
 	r.subMu.Lock()
 	defer r.subMu.Unlock()

@@ -8,7 +8,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/tokenbroker/tokenbroker/internal/broker"
+	"github.com/redis/go-redis/v9"
 )
 
 // Each transition of a record is one script on one key. A script begins with a
@@ -58,7 +58,7 @@ type reply struct {
 	before, after string
 	// delta is the content that was written, out what else was asked for.
 	delta, out fields
-	// confirmed tells that a durable write has reached enough of Redis.
+	// confirmed tells that what was written durably has reached enough of Redis.
 	confirmed bool
 }
 
@@ -68,9 +68,8 @@ func (r *Redis) call(ctx context.Context, what string, s *script, family string,
 	offset := r.offset.Load()
 	all := append([]any{offset, r.nonce()}, args...)
 	var raw []any
-	if confirmed := true; durably {
-		raw, confirmed, err = r.link.runDurably(ctx, s, recordKey(family), all...)
-		answer.confirmed = confirmed
+	if durably {
+		raw, answer.confirmed, err = r.link.runDurably(ctx, s, recordKey(family), all...)
 	} else {
 		raw, err = r.link.run(ctx, s, recordKey(family), all...)
 	}
@@ -87,11 +86,11 @@ func (r *Redis) call(ctx context.Context, what string, s *script, family string,
 
 // explained marks errors that time does not heal, and logs them once.
 func (r *Redis) explained(err error, family string) error {
-	switch text := err.Error(); {
-	case strings.Contains(text, "TBNEWER"):
+	switch {
+	case redis.HasErrorPrefix(err, "TBNEWER"):
 		r.unreadable.Add(1)
-		err = fmt.Errorf("%w: a newer version wrote it; upgrade this replica: %w", broker.ErrUnreadable, err)
-	case strings.Contains(text, "TBFOREIGN"), strings.Contains(text, "WRONGTYPE"):
+		err = fmt.Errorf("%w: a newer version wrote it; upgrade this replica: %w", ErrUnreadable, err)
+	case redis.HasErrorPrefix(err, "TBFOREIGN"), redis.HasErrorPrefix(err, "WRONGTYPE"):
 		err = fmt.Errorf("%w, and in the way of one; give the broker a Redis, or a user, whose keys %s* are its own: %w", ErrForeign, keyPrefix, err)
 	default:
 		return err

@@ -80,10 +80,13 @@ func signal(c chan struct{}) {
 // generation, and the family.
 func (s *sweeper) hear(message string) {
 	words := strings.SplitN(message, " ", 4)
-	if len(words) != 4 || strings.HasPrefix(words[1], s.r.origin) || !s.r.mirror.has(words[3]) {
+	if len(words) != 4 || strings.HasPrefix(words[1], s.r.origin) {
 		return
 	}
-	s.add(words[3], words[0] != whoHas)
+	word, family := words[0], words[3]
+	if word != whoHas || s.r.mirror.has(family) {
+		s.add(family, word != whoHas)
+	}
 }
 
 // want has the family compared.
@@ -112,7 +115,7 @@ func (s *sweeper) compareWanted() {
 		case <-s.wake:
 		}
 		for family, tell := range s.take() {
-			if _, err := s.r.sync(s.ctx, family); err == nil && tell {
+			if err := s.r.sync(s.ctx, family); err == nil && tell {
 				s.r.announce(&broker.Change{Family: family})
 			}
 		}
@@ -146,32 +149,19 @@ func (s *sweeper) sweepOnAndOn() {
 }
 
 // sweep compares the families that were used within that time, or all if it is
-// zero.
+// zero. What cannot be read, because a node is away, does not keep it from the
+// rest.
 func (s *sweeper) sweep(within time.Duration) {
 	failures := 0
 	names := s.r.mirror.sweepable(within)
-	for len(names) > 0 && failures < sweepPatience {
+	for len(names) > 0 {
 		batch := names[:min(sweepBatch, len(names))]
 		names = names[len(batch):]
-		keys := make([]string, len(batch))
-		for i, family := range batch {
-			keys[i] = recordKey(family)
-		}
-		ctx, cancel := context.WithTimeout(s.ctx, headersTimeout)
-		heads, err := s.r.link.headers(ctx, keys, "c")
-		cancel()
-		if err != nil {
-			return
-		}
-		for i, head := range heads {
-			stamp := ""
-			if len(head) > 0 {
-				stamp = text(head[0])
-			}
-			if !s.r.mirror.differs(batch[i], stamp) {
+		for i, head := range s.heads(batch) {
+			if len(head) == 0 || !s.r.mirror.differs(batch[i], text(head[0])) {
 				continue
 			}
-			if _, err := s.r.sync(s.ctx, batch[i]); err == nil {
+			if err := s.r.sync(s.ctx, batch[i]); err == nil {
 				failures = 0
 			} else if failures++; failures == sweepPatience {
 				return
@@ -181,28 +171,34 @@ func (s *sweeper) sweep(within time.Duration) {
 	s.r.sweptTimes.Add(1)
 }
 
-// headersTimeout bounds the reading of one batch of stamps.
-const headersTimeout = 2 * time.Second
+// heads reads the stamps of families. One that could not be read has none.
+func (s *sweeper) heads(families []string) [][]any {
+	keys := make([]string, len(families))
+	for i, family := range families {
+		keys[i] = recordKey(family)
+	}
+	heads, _ := s.r.link.headers(s.ctx, keys, "c") // counted and logged there
+	return heads
+}
 
 // syncRounds bounds how often a family is compared that others change meanwhile.
 const syncRounds = 3
 
 // sync compares a family with Redis. What Redis does not know is put back, in
 // this order: drops, then the rest of the record, then tokens that were obtained
-// without it. It reports whether the record in Redis became another by that.
-func (r *Redis) sync(ctx context.Context, family string) (restored bool, err error) {
+// without it.
+func (r *Redis) sync(ctx context.Context, family string) error {
 	for _, d := range r.mirror.lateDrops(family) {
 		if _, err := r.drop(ctx, d); err != nil {
-			return restored, err
+			return err
 		}
-		restored = true
 	}
 	for range syncRounds {
 		stamp, registers := r.mirror.registers(family)
 		answer, err := r.call(ctx, "reading the record of", lookScript, family, false,
 			append([]any{"stamp", stamp, "only", ""}, registers...)...)
 		if err != nil {
-			return restored, err
+			return err
 		}
 		if answer.code == "SAME" {
 			break
@@ -212,17 +208,15 @@ func (r *Redis) sync(ctx context.Context, family string) (restored bool, err err
 		if missing == nil {
 			break
 		}
-		changed, err := r.seed(ctx, family, missing)
-		if err != nil {
-			return restored, err
+		if err := r.seed(ctx, family, missing); err != nil {
+			return err
 		}
-		restored = restored || changed
 	}
-	return r.restoreTokens(ctx, family) || restored, nil
+	return r.restoreTokens(ctx, family)
 }
 
-// seed joins content into the record, and reports whether that changed it.
-func (r *Redis) seed(ctx context.Context, family string, content fields) (changed bool, err error) {
+// seed joins content into the record.
+func (r *Redis) seed(ctx context.Context, family string, content fields) error {
 	floor := r.mirror.floor(family)
 	args := []any{"g", floor, "f", floor}
 	for name, value := range content {
@@ -230,40 +224,45 @@ func (r *Redis) seed(ctx context.Context, family string, content fields) (change
 	}
 	answer, err := r.call(ctx, "restoring the record of", seedScript, family, false, args...)
 	if err != nil {
-		return false, err
+		return err
 	}
 	change, _ := r.mirror.read(family, answer, true)
 	r.announce(change)
-	if changed = answer.before != answer.after; changed {
+	if answer.before != answer.after {
 		r.restoredRecords.Add(1)
 		r.log.Info("record restored in Redis, which had lost it or something of it", "family", family)
 	}
-	return changed, nil
+	return nil
 }
 
-// restoreTokens has Redis take in what was obtained without it. An error leaves
-// it for the next time.
-func (r *Redis) restoreTokens(ctx context.Context, family string) (changed bool) {
-	for slot, t := range r.mirror.lateTokens(family) {
+// restoreTokens has Redis take in what was obtained without it.
+func (r *Redis) restoreTokens(ctx context.Context, family string) error {
+	for _, t := range r.mirror.lateTokens(family) {
 		if t.Remaining > 0 {
-			sealed, err := sealPayload(r.keyset.Load(), payload{Token: t.Access.Reveal(), Type: t.Type, Scopes: t.Scopes}, family, accessPlace(slot))
-			if err != nil {
-				return changed
-			}
-			id := t.Access.ID()
-			answer, err := r.call(ctx, "restoring a token of", restoreScript, family, false,
-				"slot", slot, "id", id, "token", sealed, "left", t.Remaining.Milliseconds(), "life", t.Lifetime.Milliseconds(),
-				"generation", int64(t.Generation))
-			if err != nil {
-				return changed
-			}
-			changed = changed || answer.before != answer.after
-			r.took(family, answer)
-			if answer.code == "DROPPED" {
-				r.announce(&broker.Change{Family: family, Dropped: []string{id}})
+			if err := r.restoreToken(ctx, family, t); err != nil {
+				return err
 			}
 		}
-		r.mirror.restored(family, slot, t)
+		r.mirror.tokenDone(family, t)
 	}
-	return changed
+	return nil
+}
+
+func (r *Redis) restoreToken(ctx context.Context, family string, t lateToken) error {
+	sealed, err := sealPayload(r.keyset.Load(), payload{Token: t.Access.Reveal(), Type: t.Type, Scopes: t.Scopes}, family, accessPlace(t.slot))
+	if err != nil {
+		return err
+	}
+	id := t.Access.ID()
+	answer, err := r.call(ctx, "restoring a token of", restoreScript, family, false,
+		"slot", t.slot, "id", id, "token", sealed, "left", t.Remaining.Milliseconds(), "life", t.Lifetime.Milliseconds(),
+		"generation", int64(t.Generation))
+	if err != nil {
+		return err
+	}
+	r.took(family, answer)
+	if answer.code == "DROPPED" {
+		r.announce(&broker.Change{Family: family, Dropped: []string{id}})
+	}
+	return nil
 }

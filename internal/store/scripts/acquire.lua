@@ -4,10 +4,10 @@
 --
 -- arg: owner, length, floor, slot, life, newer, reported (token id or ''),
 -- credential, consent ('no', 'preferred', 'required'), asked ('1' after UNKNOWN),
--- settling (ms for which no consent may be used), again ('1' has a lease of the
+-- settling (ms for which the caller may use no consent), again ('1' has a lease of the
 -- owner's own judged anew), absent (id of a token that cannot be used).
 load('s:' .. arg.slot, 'a:' .. arg.slot)
-local l, c, e, i = lease(), consent(), failure(), intent()
+local l, c, e, p = lease(), consent(), failure(), presented()
 local mine = l and l.live and l.owner == arg.owner and l.fence == number('f')
 local s = token(arg.slot)
 if s and (s.id == arg.absent or tombstoned(s.id)) then s = nil end
@@ -52,8 +52,9 @@ local function judge()
   if binds() then return 'REFUSED' end
   if l and l.live and not mine then return 'BUSY', l.ends - now end
   if arg.consent ~= 'no' then
-    if i and i.owner ~= arg.owner and i.ends > now then return 'IN_DOUBT', i.ends - now end
-    if tonumber(arg.settling) > 0 then return 'UNKNOWN', tonumber(arg.settling) end
+    if p and p.owner ~= '-' and p.owner ~= arg.owner and p.ends > now then return 'IN_DOUBT', p.ends - now end
+    local wait = math.max(tonumber(arg.settling), settling())
+    if wait > 0 then return 'UNKNOWN', wait end
   end
   if arg.consent == 'required' and not (c and c.lives) then
     if H.nc or number('d') > 0 or grant(H.r) then return 'UNAUTHORIZED' end

@@ -6,6 +6,7 @@
 -- it was asked for; 0: now), and as 't:ID' the ids of tokens that only the
 -- caller knows.
 loadAll()
+local mostOperations = 8
 local grants, age, ends = arg.token == '', tonumber(arg.age), now + tonumber(arg.remember)
 -- What came after a drop that is late does not fall under it.
 local g = age > 0 and math.max(now - age, tonumber(arg.floor)) + 1 or nextGeneration(arg.floor)
@@ -15,7 +16,6 @@ local function answer()
   commit('drop')
   local out = {}
   each('w', function(id, value)
-    local w = words(value)
     if grants or id == arg.token then out['w:' .. id], out['x:' .. id] = value, H['x:' .. id] end
   end)
   return reply('OK', out)
@@ -33,11 +33,12 @@ for field, value in pairs(arg) do
   if id then bury(id, now + tonumber(value)) end
 end
 if not grants then bury(arg.token, ends) end
-for _, operation in ipairs(words(H['do'] or '')) do
+local operations = {arg.operation}
+for operation in string.gmatch(H['do'] or '', '[^\n]+') do
   if operation == arg.operation then return answer() end
+  if #operations < mostOperations then operations[#operations + 1] = operation end
 end
-local operations = words(H['do'] or '')
-put('do', table.concat({arg.operation, operations[1], operations[2], operations[3], operations[4]}, ' '))
+put('do', table.concat(operations, '\n'))
 
 each('s', function(slot, value)
   local s = register(value)
@@ -56,7 +57,7 @@ each('s', function(slot, value)
   end
 end)
 if grants then
-  local c, l, i, e = grant(H.r), lease(), intent(), failure()
+  local c, l, e = grant(H.r), lease(), failure()
   if c and c.g <= g then
     if c.state == '+' then
       bury(c.id, ends)
@@ -68,7 +69,6 @@ if grants then
     put('p', nil)
   end
   if l and l.fence <= g then put('l', nil) end
-  if i and i.fence <= g then put('i', nil) end
   if e and e.fence <= g then takeFailure() end
   putMax('ff', g)
   putMax('d', g)

@@ -5,7 +5,7 @@
 -- code, subject (a credential, or a refresh token's id), text, rest (ms, or
 -- 'forever'), jitter, outcome ('unknown', 'unsent', 'answered').
 load()
-local e, i, c = failure(), intent(), consent()
+local e, p, c = failure(), presented(), consent()
 local fence = tonumber(arg.fence)
 
 local function answer(code)
@@ -16,17 +16,17 @@ end
 
 if e and e.fence == fence then return answer('OK') end
 local l = lease()
-local held, doubt = isMine(l), isMine(i)
+local held, doubt = isMine(l), isMine(p)
 if not held and not doubt then return answer('STALE') end
 
 if held then put('l', nil) end
-if doubt and arg.outcome ~= 'unknown' then
-  local count, at = presentations(i.id)
-  putPresentations(i.id, count - 1, at)
-  put('i', nil)
-elseif doubt then
-  i.ends = math.min(i.ends, now)
-  put('i', intended(i))
+if doubt then
+  if arg.outcome == 'unknown' then
+    p.ends = math.min(p.ends, now)
+  else
+    p.count, p.fence, p.ends, p.owner = math.max(p.count - 1, 0), 0, 0, '-'
+  end
+  putPresentations(p)
 end
 local overtaken = fence <= math.max(number('d'), number('ff')) or e and e.fence > fence or
   not doubt and fence < number('f')

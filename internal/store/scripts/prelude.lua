@@ -14,6 +14,9 @@ local now = clock + ARGV[1]
 
 local second, minute, day = 1000, 60000, 86400000
 local mostTombstones = 64
+-- settleWindow is how long after a consent was put back nobody may use it:
+-- another replica may know a newer one.
+local settleWindow = 2 * second
 
 local H, stamp = {}, ''
 local dirty, changed = {}, false
@@ -35,7 +38,7 @@ local function check()
   stamp = H.c or ''
 end
 
-local heads = {'v', 'c', 'k', 'g', 'f', 'd', 'ff', 'rs', 'nc', 'l', 'r', 'i', 'p', 'e', 'ec', 'ek', 'et'}
+local heads = {'v', 'c', 'k', 'g', 'f', 'd', 'ff', 'rs', 'nc', 'su', 'l', 'r', 'rt', 'p', 'e', 'ec', 'ek', 'et'}
 
 -- load reads the head of the record, and the fields that are named.
 local function load(...)
@@ -54,11 +57,11 @@ local function loadAll()
   check()
 end
 
-local function number(name) return tonumber(H[name] or 0) end
+local function number(name) return tonumber(H[name] or 0) or 0 end
 
 -- isContent tells what is restored after a loss and has a new stamp when it
--- changes from what is not: leases, intents, and the rest.
-local contents = {r = true, rt = true, d = true, ff = true, rs = true, e = true, ec = true, ek = true, et = true}
+-- changes from what is not.
+local contents = {p = true, r = true, rt = true, d = true, ff = true, rs = true, e = true, ec = true, ek = true, et = true}
 local function isContent(field)
   return contents[field] or string.find(field, '^[sat]:') ~= nil
 end
@@ -98,14 +101,19 @@ local function nextGeneration(floor)
   return math.max(now, number('f'), number('g'), number('d'), tonumber(floor or 0)) + 1
 end
 
+-- toInt reads a number that a script has written.
+local function toInt(word)
+  return tonumber(word) or error({err = 'TBFOREIGN the hash has fields that are not of a record'})
+end
+
 -- register reads what a slot holds or held: nil, or a token that is in service
 -- ('+') or not any more ('-'). What is not above the last drop is not there.
 local function register(value)
   local w = value and words(value)
   if not w then return nil end
   local s = {
-    g = tonumber(w[1]), id = w[2], state = w[3], obtained = tonumber(w[4]), ends = tonumber(w[5]),
-    life = tonumber(w[6]), refused = tonumber(w[7]), early = w[8],
+    g = toInt(w[1]), id = w[2], state = w[3], obtained = toInt(w[4]), ends = toInt(w[5]),
+    life = toInt(w[6]), refused = toInt(w[7]), early = w[8],
   }
   if s.g <= number('d') then return nil end
   return s
@@ -136,21 +144,22 @@ end
 
 -- grant reads the register of the consent, like register. origin is the id of
 -- the grant's first refresh token; ends is 0 if nobody knows; dead is the fence
--- of the verdict that this refresh token is no longer good, 0 without one.
+-- of the last verdict that this refresh token is no longer good, proof the one up
+-- to which such verdicts count no more.
 local function grant(value)
   local w = value and words(value)
   if not w then return nil end
   local c = {
-    g = tonumber(w[1]), id = w[2], state = w[3], rotates = w[4], start = tonumber(w[5]), ends = tonumber(w[6]),
-    origin = w[7], dead = tonumber(w[8]),
+    g = toInt(w[1]), id = w[2], state = w[3], rotates = w[4], start = toInt(w[5]), ends = toInt(w[6]),
+    origin = w[7], dead = toInt(w[8]), proof = toInt(w[9]),
   }
   if c.g <= number('d') then return nil end
-  c.lives = c.state == '+' and c.dead <= number('ff')
+  c.lives = c.state == '+' and c.dead <= c.proof
   return c
 end
 
 local function granted(c)
-  return table.concat({int(c.g), c.id, c.state, c.rotates, int(c.start), int(c.ends), c.origin, int(c.dead)}, ' ')
+  return table.concat({int(c.g), c.id, c.state, c.rotates, int(c.start), int(c.ends), c.origin, int(c.dead), int(c.proof)}, ' ')
 end
 
 -- consent is the one in service, dead or alive, or nil.
@@ -164,12 +173,17 @@ local function putConsent(c, sealed)
   put('rt', sealed)
 end
 
+-- settling is how long the consent may not be used yet.
+local function settling()
+  return math.min(settleWindow, math.max(0, number('su') - now))
+end
+
 -- lease is the one that was granted last, or nil. It never lasts longer than its
 -- own length from now: Redis time may have gone back.
 local function lease()
   if not H.l then return nil end
-  local w = words(H.l)
-  local l = {fence = tonumber(w[1]), ends = tonumber(w[2]), length = tonumber(w[3]), owner = w[4]}
+  local fence, ends, length, owner = string.match(H.l, '^(%S+) (%S+) (%S+) (.*)$')
+  local l = {fence = toInt(fence), ends = toInt(ends), length = toInt(length), owner = owner}
   l.ends = math.min(l.ends, now + l.length)
   l.live = l.ends > now
   return l
@@ -179,9 +193,9 @@ local function putLease(fence, length, owner)
   put('l', table.concat({int(fence), int(now + length), int(length), owner}, ' '))
 end
 
--- isMine tells whether a lease or an intent is the caller's, live or not.
+-- isMine tells whether a lease or a presentation is the caller's, live or not.
 local function isMine(x)
-  return x and x.owner == arg.owner and x.fence == tonumber(arg.fence)
+  return x and x.owner == arg.owner and x.fence == toInt(arg.fence)
 end
 
 -- holds tells whether l is the caller's, and no later fence was reserved.
@@ -189,31 +203,36 @@ local function holds(l)
   return isMine(l) and l.live and l.fence == number('f')
 end
 
-local function intent()
-  if not H.i then return nil end
-  local w = words(H.i)
-  return {fence = tonumber(w[1]), id = w[2], ends = tonumber(w[3]), owner = w[4]}
+-- presented is what is known of the presentations of a refresh token, or nil: how
+-- many are in doubt, when the last began, how often that changed; and of the one
+-- under way, or of which nobody has said what came of it: the lease's fence, its
+-- horizon, the owner ('-': there is none).
+local function presented()
+  if not H.p then return nil end
+  local id, count, at, turn, fence, ends, owner = string.match(H.p, '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (.*)$')
+  return {
+    id = id, count = toInt(count), at = toInt(at), turn = toInt(turn),
+    fence = toInt(fence), ends = toInt(ends), owner = owner,
+  }
 end
 
-local function intended(i)
-  return table.concat({int(i.fence), i.id, int(i.ends), i.owner}, ' ')
-end
-
--- presentations of the refresh token with this id that are in doubt.
+-- presentations are those of the refresh token with this id.
 local function presentations(id)
-  local w = words(H.p or '')
-  if w[1] == id then return tonumber(w[2]), tonumber(w[3]) end
-  return 0, 0
+  local p = presented()
+  if p and p.id == id then return p end
+  return {id = id, count = 0, at = 0, turn = 0, fence = 0, ends = 0, owner = '-'}
 end
 
-local function putPresentations(id, count, at)
-  put('p', count > 0 and table.concat({id, int(count), int(at)}, ' ') or nil)
+local function putPresentations(p)
+  put('p', table.concat({
+    p.id, int(p.count), int(p.at), int(p.turn + 1), int(p.fence), int(p.ends), p.owner,
+  }, ' '))
 end
 
 local function failure()
   if not H.e then return nil end
   local w = words(H.e)
-  local e = {fence = tonumber(w[1]), kind = w[2], count = tonumber(w[3]), at = tonumber(w[4]), ends = tonumber(w[5])}
+  local e = {fence = toInt(w[1]), kind = w[2], count = toInt(w[3]), at = toInt(w[4]), ends = toInt(w[5])}
   e.stands = e.ends == 0 or e.ends > now
   return e
 end
@@ -233,12 +252,12 @@ local function takeFailure()
   put('et', nil)
 end
 
--- clearFailure forgets the failure, what was said against the refresh token, and
--- all that leases up to a fence may still say.
+-- clearFailure forgets the failure, and all that leases up to a fence may still
+-- say.
 local function clearFailure(fence)
-  local e, c = failure(), consent()
+  local e = failure()
   takeFailure()
-  putMax('ff', math.max(fence, e and e.fence or 0, c and c.dead or 0))
+  putMax('ff', math.max(fence, e and e.fence or 0))
 end
 
 local function tombstoned(id)
@@ -292,7 +311,7 @@ end
 -- while it holds what cannot be had again.
 local function expire()
   local e = failure()
-  if consent() or H.i or e and e.ends == 0 then
+  if consent() or H.p or e and e.ends == 0 then
     redis.call('PERSIST', key)
   else
     local l = lease()

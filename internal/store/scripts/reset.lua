@@ -3,7 +3,14 @@
 -- still save, but not fail.
 load()
 clearFailure(number('f'))
-put('p', nil)
+local c = consent()
+if c then
+  local p = presentations(c.id)
+  p.count = 0
+  putPresentations(p)
+  c.proof = math.max(c.proof, c.dead)
+  putConsent(c, H.rt)
+end
 put('nc', nil)
 put('rs', int(math.max(now, number('rs') + 1)))
 commit('reset')

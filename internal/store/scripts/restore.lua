@@ -7,8 +7,7 @@
 loadAll()
 local s = token(arg.slot)
 local left, life, g = tonumber(arg.left), tonumber(arg.life), tonumber(arg.generation)
-local fromBefore = g > 0 and g <= number('d') or now - (life - left) <= number('d')
-if fromBefore or tombstoned(arg.id) then return reply('DROPPED') end
+if g > 0 and g <= number('d') or tombstoned(arg.id) then return reply('DROPPED') end
 if s and (s.id == arg.id or s.ends - now > left * 0.9) then return reply('KNOWN') end
 g = nextGeneration(g)
 putMax('g', g)

@@ -14,7 +14,7 @@ if supersede or arg.slot ~= '' then
 else
   load('s:' .. arg.slot, 'a:' .. arg.slot)
 end
-local l, c, i, s = lease(), consent(), intent(), token(arg.slot)
+local l, c, p, s = lease(), consent(), presented(), token(arg.slot)
 local same, buried = s and s.id == arg.id, tombstoned(arg.id)
 local known = c and c.id == arg.refresh
 local brings = arg.refresh ~= '' and not known
@@ -38,7 +38,7 @@ local function judge()
     return 'STALE'
   end
   -- Nothing tells the order of two tokens of one refresh token but their leases.
-  if s and s.g > fence and not brings then return 'STALE' end
+  if s and s.g > fence and not brings and not isMine(l) then return 'STALE' end
   return 'SAVED'
 end
 
@@ -58,24 +58,23 @@ local function clear(g)
     end
   end)
   put('l', nil)
-  put('i', nil)
   put('p', nil)
-  c, i, brings = nil, nil, arg.refresh ~= ''
+  c, p, brings = nil, nil, arg.refresh ~= ''
 end
 
 -- proved takes note of a refresh that left the refresh token as it is. A later
 -- presentation may still be under way.
 local function proved()
-  c.dead = 0
+  c.proof = math.max(c.proof, c.dead, fence)
   if arg.rotates ~= 'unknown' then c.rotates = arg.rotates end
   putConsent(c, H.rt)
-  if i and i.fence > fence then
-    local _, at = presentations(c.id)
-    putPresentations(c.id, 1, at)
+  p = presentations(c.id)
+  if p.fence > fence then
+    p.count = 1
   else
-    put('i', nil)
-    put('p', nil)
+    p.count, p.fence, p.ends, p.owner = 0, 0, 0, '-'
   end
+  putPresentations(p)
 end
 
 -- succeed makes the refresh token that came the record's: of the same grant if
@@ -85,9 +84,8 @@ local function succeed(g)
     {start = now, ends = tonumber(arg.ends) > 0 and now + tonumber(arg.ends) or 0, origin = arg.refresh}
   putConsent({
     g = g, id = arg.refresh, state = '+', rotates = arg.rotates, start = was.start, ends = was.ends,
-    origin = was.origin, dead = 0,
+    origin = was.origin, dead = 0, proof = 0,
   }, arg.sealed)
-  put('i', nil)
   put('p', nil)
   put('nc', nil)
 end
@@ -126,7 +124,7 @@ end
 
 local code = judge()
 if code == 'SAVED' then
-  if not (same or buried) or brings or isMine(l) or isMine(i) then take() end
+  if not (same or buried) or brings or isMine(l) or isMine(p) then take() end
   s = token(arg.slot)
   if not s or s.id ~= arg.id then code = 'SUPERSEDED' end -- it was dropped; the refresh token was not
   touch()

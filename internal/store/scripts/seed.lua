@@ -20,7 +20,8 @@ local function beats(a, b)
   if not b or a.g ~= b.g then return not b or a.g > b.g end
   if a.id ~= b.id then return a.id > b.id end
   if a.state ~= b.state then return a.state == '-' end
-  return a.obtained > b.obtained
+  if a.obtained ~= b.obtained then return a.obtained > b.obtained end
+  return registered(a) > registered(b)
 end
 
 local function retired(a)
@@ -56,24 +57,36 @@ end
 local o = grant(arg.r)
 if o and c and o.g == c.g and o.id == c.id then
   local known = {unknown = 0, no = 1, yes = 2}
-  c.dead = math.max(c.dead, o.dead)
+  c.dead, c.proof = math.max(c.dead, o.dead), math.max(c.proof, o.proof)
   if known[o.rotates] > known[c.rotates] then c.rotates = o.rotates end
+  c.start, c.ends = math.min(c.start, o.start), math.max(c.ends, o.ends)
+  if o.origin > c.origin then c.origin = o.origin end
   if o.state == '-' then c.state = '-' end
   putConsent(c, c.state == '+' and H.rt or nil)
-elseif o and beats(o, c) and not (o.state == '+' and (not arg.rt or H['q:' .. o.id] == arg.rt)) then
+elseif o and (not c or o.g > c.g or o.g == c.g and o.id > c.id) and not (o.state == '+' and (not arg.rt or H['q:' .. o.id] == arg.rt)) then
   o = retired(o)
   putMax('g', o.g)
   putConsent(o, o.state == '+' and arg.rt or nil)
+  put('su', int(now + settleWindow))
   if not c or c.id ~= o.id then
     put('l', nil)
-    put('i', nil)
-    put('p', nil)
     put('nc', nil)
   end
 end
 
--- failures: the latest of those that still say something
+-- presentations of the refresh token that won
 c = consent()
+local p, q = words(H.p or ''), words(arg.p or '')
+if p[1] and not (c and c.id == p[1]) then
+  put('p', nil)
+  p = {}
+end
+if c and c.id == q[1] then
+  local turn, other = tonumber(p[4] or 0), tonumber(q[4])
+  if other > turn or other == turn and arg.p > H.p then put('p', arg.p) end
+end
+
+-- failures: the latest of those that still say something
 local function void(e, subject)
   return e.fence <= number('ff') or not e.stands or e.kind == 'dead' and not (c and c.id == subject)
 end
@@ -86,7 +99,9 @@ if arg.e then
   local w = words(arg.e)
   local other = {fence = tonumber(w[1]), kind = w[2], count = tonumber(w[3]), at = tonumber(w[4]), ends = tonumber(w[5])}
   other.stands = other.ends == 0 or other.ends > now
-  if not void(other, arg.ek) and not (e and e.fence >= other.fence) then
+  local function whole(f) return table.concat({f.e, f.ec, f.ek, f.et}, ' ') end
+  local newer = not e or other.fence > e.fence or other.fence == e.fence and whole(arg) > whole(H)
+  if newer and not void(other, arg.ek) then
     putFailure(other, arg.ec, arg.ek, arg.et)
   end
 end
