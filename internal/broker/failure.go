@@ -126,7 +126,7 @@ func storeUnavailable(p *Profile, tried string, err error) *Error {
 func unreadableRecord(p *Profile, err error) *Error {
 	return &Error{
 		Reason:     ReasonStoreUnavailable,
-		Text:       fmt.Sprintf("requesting a token for profile %s: this replica cannot read what the store has of it, because a newer version wrote it or its key is not in this replica's keyset; upgrade this replica, or give it the keyset that the others have", p.Name),
+		Text:       fmt.Sprintf("requesting a token for profile %s: this replica cannot read what the store has of it, because a newer version wrote it, its key is not in this replica's keyset, or it is none of ours; the replica's log says which", p.Name),
 		RetryAfter: time.Minute,
 		Err:        err,
 	}

@@ -260,7 +260,8 @@ func (m *mirror) forget(family, sealed string) {
 const idleAfter = time.Hour
 
 // sweepable lists the families to look after, those with a consent first: all,
-// or only those used within a time. It forgets those that hold nothing.
+// or only those used within a time and those with a token that somebody's memory
+// may serve. It forgets those that hold nothing.
 func (m *mirror) sweepable(within time.Duration) (names []string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -270,7 +271,7 @@ func (m *mirror) sweepable(within time.Duration) (names []string) {
 		switch idle := now.Sub(f.used); {
 		case idle > idleAfter && f.empty(redisNow):
 			delete(m.families, name)
-		case within == 0 || idle <= within:
+		case within == 0 || idle <= within || f.serves(redisNow):
 			names = append(names, name)
 		}
 	}
@@ -284,6 +285,16 @@ func (m *mirror) sweepable(within time.Duration) (names []string) {
 		return 1
 	})
 	return names
+}
+
+// serves reports whether the family has an access token that is not over.
+func (f *mirrored) serves(now int64) bool {
+	for _, name := range f.content.slots() {
+		if r, ok := f.content.register(name); ok && r.inService && !r.over(now) {
+			return true
+		}
+	}
+	return false
 }
 
 // empty reports whether nothing would be lost by forgetting the family.

@@ -3,12 +3,13 @@ package store
 import (
 	"context"
 	"embed"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/tokenbroker/tokenbroker/internal/broker"
 )
 
 // Each transition of a record is one script on one key. A script begins with a
@@ -46,8 +47,8 @@ func loadScript(name string) *script {
 }
 
 // ErrForeign is wrapped by errors about a key that holds something else than a
-// record. It is left as it is.
-var ErrForeign = errors.New("not a record of a token broker")
+// record. It is left as it is, like all that cannot be read.
+var ErrForeign = fmt.Errorf("%w: it is not one of a token broker", broker.ErrUnreadable)
 
 // reply of a script; prelude.lua makes it.
 type reply struct {

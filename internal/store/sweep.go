@@ -31,9 +31,9 @@ type sweeper struct {
 }
 
 const (
-	// sweepInterval is how often the families in use are compared; all others
-	// are every third time. Both are spread, so that replicas do not sweep at
-	// once.
+	// sweepInterval is how often the families in use are compared, and those
+	// whose token memory may serve; all others are every third time. Both are
+	// spread, so that replicas do not sweep at once.
 	sweepInterval = 10 * time.Second
 	sweepSpread   = 2 * time.Second
 	sweepOthers   = 3
