@@ -68,25 +68,23 @@ func (a *attempt) weigh(ctx context.Context) (stop bool) {
 	if !serves {
 		left = min(left, doubtPatience-c.PresentedAge)
 	}
-	if left > 0 {
+	switch {
+	case left > 0 && serves:
 		a.giveBack(ctx)
-		if serves {
-			f.token, f.source, f.quiet = t, FromMemory, left
-		} else {
-			f.err = answerAwaited(f.profile.Profile, left)
-		}
-		return true
-	}
-	if c.Presentations < mostPresentations {
+		f.token, f.source, f.quiet = t, FromMemory, left
+	case f.profile.consentUse() == ConsentPreferred && (left > 0 || c.Presentations >= mostPresentations):
+		a.consent = nil // obtained anew instead
 		return false
-	}
-	if f.profile.consentUse() == ConsentPreferred { // obtained anew instead
-		a.consent = nil
+	case left > 0:
+		a.giveBack(ctx)
+		f.err = answerAwaited(f.profile.Profile, left)
+	case c.Presentations < mostPresentations:
 		return false
+	default:
+		a.giveBack(ctx)
+		f.err = authorizationNeeded(f.profile.Profile, fmt.Sprintf(
+			"the refresh token was presented %d times and no answer came back, so nobody knows whether it is still good; 'broker reset %s' has it tried again", c.Presentations, f.profile.Name))
 	}
-	a.giveBack(ctx)
-	f.err = authorizationNeeded(f.profile.Profile, fmt.Sprintf(
-		"the refresh token was presented %d times and no answer came back, so nobody knows whether it is still good; 'broker reset %s' has it tried again", c.Presentations, f.profile.Name))
 	return true
 }
 
