@@ -153,7 +153,11 @@ func (c *chaos) strike() {
 		do   func()
 	}{
 		{"kill", func() { r.kill(); r.start() }},
-		{"restart", func() { r.stop(); r.start() }},
+		{"restart", func() {
+			r.process.Continue()
+			r.stop()
+			r.start()
+		}},
 		{"freeze", func() {
 			r.process.Pause()
 			c.later(r.process.Continue)

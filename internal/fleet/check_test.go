@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/tokenbroker/tokenbroker/internal/fleet"
+	"github.com/tokenbroker/tokenbroker/internal/vantage/sandbox"
 )
 
 // allowance is what a test may cost. It is judged after every test.
@@ -56,15 +57,13 @@ func (f *harness) check() {
 func (f *harness) checkAnswers() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.endpoint.mu.Lock()
-	tokens := f.endpoint.tokens
-	f.endpoint.mu.Unlock()
+	tokens := f.endpoint.issues()
 	lines := map[string][]fleet.Answer{} // by replica and what was asked for
 	for _, a := range f.answers {
 		if !a.OK() {
 			continue
 		}
-		if tokens[a.TokenID] == nil {
+		if _, known := tokens[a.TokenID]; !known {
 			f.t.Errorf("a token that the endpoint never issued: %v", a)
 			continue
 		}
@@ -84,7 +83,7 @@ func (f *harness) checkAnswers() {
 
 // checkOrder compares answers of one replica: a call that began after another
 // had ended must not get an older token.
-func (f *harness) checkOrder(answers []fleet.Answer, tokens map[string]*issued) {
+func (f *harness) checkOrder(answers []fleet.Answer, tokens map[string]issued) {
 	byEnd := slices.SortedFunc(slices.Values(answers), func(a, b fleet.Answer) int { return a.End.Compare(b.End) })
 	byBegin := slices.SortedFunc(slices.Values(answers), func(a, b fleet.Answer) int { return a.Begin.Compare(b.Begin) })
 	var newest fleet.Answer // of those that ended before the one that is looked at began
@@ -107,11 +106,15 @@ func (f *harness) checkOrder(answers []fleet.Answer, tokens map[string]*issued) 
 
 // checkEndpoint: the endpoint was not asked more often than the test allows.
 func (f *harness) checkEndpoint() {
-	calls := f.endpoint.Calls()
+	var calls sandbox.Calls
+	f.await("the sandbox has counted all requests that arrived", 5*time.Second, func() bool {
+		calls = f.endpoint.Calls()
+		return calls.Total == len(f.endpoint.seen())
+	})
 	if calls.Total > f.allow.requests || calls.Total < f.allow.requests && !f.allow.upTo {
 		f.t.Errorf("%d token requests, want %d (at most: %v)", calls.Total, f.allow.requests, f.allow.upTo)
 	}
-	for id, n := range calls.RefreshTokens {
+	for id, n := range f.endpoint.presentations() {
 		if n > f.allow.presentations {
 			f.t.Errorf("refresh token %s was presented %d times, want %d at most", id, n, f.allow.presentations)
 		}
@@ -215,6 +218,18 @@ func (f *harness) await(what string, within time.Duration, condition func() bool
 		if time.Now().After(deadline) {
 			f.t.Fatalf("waiting until %s: not within %v", what, within)
 		}
+	}
+}
+
+// receive waits for something that must come.
+func receive[T any](f *harness, what string, ch <-chan T) T {
+	f.t.Helper()
+	select {
+	case v := <-ch:
+		return v
+	case <-time.After(40 * time.Second):
+		f.t.Fatalf("waiting until %s: not within 40 s", what)
+		panic("unreachable")
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -27,8 +28,8 @@ type endpoint struct {
 
 	mu       sync.Mutex // guards all below
 	requests []request
-	asked    func(*request) // called when a token request has come
-	tokens   map[string]*issued
+	asked    func(*request)    // called when a token request has come
+	tokens   map[string]issued // by id
 	secrets  []string
 }
 
@@ -47,9 +48,7 @@ type request struct {
 
 // issued is an access token that the endpoint gave away.
 type issued struct {
-	id   string
-	at   time.Time
-	ends time.Time
+	at time.Time // when it was asked for
 }
 
 // Callers that a fleet's endpoint knows.
@@ -85,7 +84,7 @@ func newEndpoint(t testing.TB, replicas int, o sandbox.Options) *endpoint {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &endpoint{Server: s, tokens: map[string]*issued{}, secrets: []string{invoicesSecret, operatorSecret, operatorPassword}}
+	e := &endpoint{Server: s, tokens: map[string]issued{}, secrets: []string{invoicesSecret, operatorSecret, operatorPassword}}
 	for i := range replicas {
 		web := httptest.NewServer(e.witness(i))
 		t.Cleanup(func() {
@@ -140,7 +139,6 @@ func (e *endpoint) answered(at int, answer *tee) {
 		Error        string `json:"error"`
 		AccessToken  string `json:"access_token"`
 		RefreshToken string `json:"refresh_token"`
-		ExpiresIn    int64  `json:"expires_in"`
 	}
 	if json.Unmarshal(answer.body.Bytes(), &said) != nil {
 		return
@@ -148,7 +146,7 @@ func (e *endpoint) answered(at int, answer *tee) {
 	r.code = said.Error
 	if said.AccessToken != "" {
 		r.tokenID = idOf(said.AccessToken)
-		e.tokens[r.tokenID] = &issued{id: r.tokenID, at: r.arrived, ends: r.answered.Add(time.Duration(said.ExpiresIn) * time.Second)}
+		e.tokens[r.tokenID] = issued{at: r.arrived}
 		e.secrets = append(e.secrets, said.AccessToken)
 	}
 	if said.RefreshToken != "" {
@@ -171,6 +169,13 @@ func (e *endpoint) seen() []request {
 	return slices.Clone(e.requests)
 }
 
+// issues returns the access tokens that were given away, by their ids.
+func (e *endpoint) issues() map[string]issued {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return maps.Clone(e.tokens)
+}
+
 // lastAnswer is when the last token request was answered with a token.
 func (e *endpoint) lastAnswer() time.Time {
 	var last time.Time
@@ -180,6 +185,19 @@ func (e *endpoint) lastAnswer() time.Time {
 		}
 	}
 	return last
+}
+
+// presentations counts how often each refresh token was presented, without
+// those that were answered in full by a server that could not serve just then:
+// such an answer says that the refresh token was not looked at.
+func (e *endpoint) presentations() map[string]int {
+	counts := map[string]int{}
+	for _, r := range e.seen() {
+		if r.refresh != "" && r.status != http.StatusTooManyRequests && r.status < 500 {
+			counts[r.refresh]++
+		}
+	}
+	return counts
 }
 
 // confidential is what must be found nowhere.

@@ -25,7 +25,7 @@ func TestEndpointFails(t *testing.T) {
 		"500":        {fault: sandbox.Fault{Status: 500, Body: "out of order"}},
 		"502":        {fault: sandbox.Fault{Status: 502, Body: "<html>bad gateway</html>"}},
 		"429":        {fault: sandbox.Fault{Status: 429, Headers: map[string]string{"Retry-After": "12"}}, reason: "ENDPOINT_THROTTLED", rest: 12 * time.Second},
-		"503":        {fault: sandbox.Fault{Status: 503, Headers: map[string]string{"Retry-After": "12"}}, rest: 12 * time.Second},
+		"503":        {fault: sandbox.Fault{Status: 503, Headers: map[string]string{"Retry-After": "12"}}, reason: "ENDPOINT_THROTTLED", rest: 12 * time.Second},
 		"hang":       {fault: sandbox.Fault{Hang: true}},
 		"slow drip":  {fault: sandbox.Fault{SlowDrip: 100 * time.Millisecond}},
 		"html":       {fault: sandbox.Fault{Body: "<html>sign in</html>", Headers: map[string]string{"Content-Type": "text/html"}}},

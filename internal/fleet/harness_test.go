@@ -6,12 +6,14 @@ import (
 	"context"
 	"encoding/gob"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -46,6 +48,11 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		brokerBinary, crowdBinary = filepath.Join(dir, "broker"), filepath.Join(dir, "crowd")
+		flag.Parse()
+		if err := flag.Set("test.parallel", "6"); err != nil { // they wait for the most part
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
 		return m.Run()
 	}())
 }
@@ -61,8 +68,9 @@ type options struct {
 	cluster  *testredis.Cluster
 	// store is more lines for store.redis, each with its indentation of 4.
 	store []string
-	// profile is more lines for both profiles, each with its indentation of 4.
-	profile []string
+	// profile is more lines for both profiles, operator for that one; each with
+	// its indentation of 4.
+	profile, operator []string
 	// tokenLife is an hour when zero.
 	tokenLife time.Duration
 	// world changes what the endpoint knows.
@@ -198,7 +206,7 @@ func (r *replica) config() string {
 		store += "\n    master_name: " + testredis.MasterName
 	}
 	store = strings.Join(append([]string{store}, o.store...), "\n")
-	more := strings.Join(o.profile, "\n")
+	more, moreOfOperator := strings.Join(o.profile, "\n"), strings.Join(slices.Concat(o.profile, o.operator), "\n")
 	return fmt.Sprintf(`server: {address: %q}
 admin: {address: %q}
 log: {level: %s}
@@ -225,7 +233,7 @@ profiles:
       client_secret: {file: operator}
       password: {username: {value: %s}, password: {file: password}}
 %s
-`, r.address, r.admin, o.logLevel, store, more, operatorName, more)
+`, r.address, r.admin, o.logLevel, store, more, operatorName, moreOfOperator)
 }
 
 func (r *replica) storeAddresses() []string {

@@ -1,6 +1,8 @@
 package fleet_test
 
 import (
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -12,54 +14,53 @@ import (
 // isScript fits the store's transitions.
 var isScript = faultproxy.Named("evalsha", "eval")
 
-// carriesToken fits the transitions that bring a sealed token: nothing else
-// that is sent is so long, but for the text of a script itself.
-func carriesToken(c faultproxy.Command) bool {
-	if !isScript(c) {
-		return false
-	}
-	for _, arg := range c.Args[1:] {
-		if len(arg) > 300 {
-			return true
-		}
-	}
-	return false
+// transition fits one of the store's transitions, told by an argument that only
+// it has.
+func transition(argument string) func(faultproxy.Command) bool {
+	return func(c faultproxy.Command) bool { return isScript(c) && slices.Contains(c.Args[1:], argument) }
 }
+
+var (
+	acquires = transition("credential")
+	intends  = transition("horizon")
+	saves    = transition("spent")
+)
 
 // moment is when a holder meets its end.
 type moment string
 
 const (
-	beforeRequest  moment = "before the request"
-	whileRequested moment = "after the request was sent"
-	beforeSave     moment = "after the answer, before saving"
+	leased    moment = "with the lease" // and does not know that it has it
+	intended  moment = "committed to the request"
+	requested moment = "after the request was sent"
+	answered  moment = "after the answer, before saving"
 )
 
 // strike has something happen to the holder at the moment, once.
 func (f *harness) strike(holder *replica, m moment, what func()) {
-	switch m {
-	case beforeRequest: // it holds the lease, and does not know
-		holder.redis.Set(faultproxy.Faults{CutReply: faultproxy.Once(func(c faultproxy.Command) bool {
-			if isScript(c) {
-				what()
+	once := func(fits func(faultproxy.Command) bool) func(faultproxy.Command) bool {
+		return faultproxy.Once(func(c faultproxy.Command) bool {
+			if !fits(c) {
+				return false
 			}
-			return isScript(c)
-		})})
-	case whileRequested: // the endpoint will act on it
-		struck := false
+			what()
+			return true
+		})
+	}
+	switch m {
+	case leased:
+		holder.redis.Set(faultproxy.Faults{CutReply: once(acquires)})
+	case intended:
+		holder.redis.Set(faultproxy.Faults{CutReply: once(intends)})
+	case requested: // the endpoint will act on it
+		var struck sync.Once
 		f.endpoint.onRequest(func(r *request) {
-			if r.replica == holder.index && !struck {
-				struck = true
-				what()
+			if r.replica == holder.index {
+				struck.Do(what)
 			}
 		})
-	case beforeSave: // it has what nobody else has
-		holder.redis.Set(faultproxy.Faults{CutRequest: faultproxy.Once(func(c faultproxy.Command) bool {
-			if carriesToken(c) {
-				what()
-			}
-			return carriesToken(c)
-		})})
+	case answered: // it has what nobody else has
+		holder.redis.Set(faultproxy.Faults{CutRequest: once(saves)})
 	}
 }
 
@@ -70,20 +71,20 @@ func TestHolderOfARepeatableGrantIsKilled(t *testing.T) {
 	for _, c := range []struct {
 		moment   moment
 		requests int
-	}{{beforeRequest, 1}, {whileRequested, 2}, {beforeSave, 2}} {
+	}{{leased, 1}, {requested, 2}, {answered, 2}} {
 		t.Run(string(c.moment), func(t *testing.T) {
 			t.Parallel()
 			f := newFleet(t, options{})
 			holder := f.replicas[0]
-			f.warmScripts()
-			f.allow.requests += c.requests
+			f.replicas[1].must(subset(invoices, "openid")) // so that Redis knows all scripts
+			f.allow.requests = 1 + c.requests
 			killed := make(chan time.Time, 1)
 			f.strike(holder, c.moment, func() {
 				holder.kill()
 				killed <- time.Now()
 			})
 			go holder.ask(plain)
-			at := <-killed
+			at := receive(f, "the holder is killed", killed)
 			for _, a := range f.askAll(plain, f.replicas[1:], 100) {
 				if !a.OK() || a.End.Sub(at) > 3500*time.Millisecond {
 					t.Errorf("%v after the holder was killed: %v", a.End.Sub(at), a)
@@ -91,14 +92,6 @@ func TestHolderOfARepeatableGrantIsKilled(t *testing.T) {
 			}
 		})
 	}
-}
-
-// warmScripts has Redis know all scripts, so that a script that fits a fault is
-// one that is executed.
-func (f *harness) warmScripts() {
-	f.t.Helper()
-	f.allow.requests++
-	f.replicas[len(f.replicas)-1].must(fleet.Question{Profile: invoices, Scopes: []string{"openid"}})
 }
 
 // askAll has so many callers ask each of the replicas at the same time.
@@ -116,9 +109,9 @@ func (f *harness) askAll(q fleet.Question, replicas []*replica, callers int) []f
 	return all
 }
 
-// The holder dies with a refresh token that is spent, or may be. Its horizon is
-// waited for; then, with a server that has a grace, the refresh token is
-// presented once more and the consent lives on.
+// The holder dies with a refresh token that is spent, or may be. With a server
+// that has a grace, the refresh token is presented once more when nobody can be
+// waiting for the answer any more, and the consent lives on.
 func TestHolderOfAOneTimeGrantIsKilled(t *testing.T) {
 	t.Parallel()
 	const timeout, horizon = 2 * time.Second, 7 * time.Second
@@ -127,29 +120,19 @@ func TestHolderOfAOneTimeGrantIsKilled(t *testing.T) {
 		presentations int
 		within        time.Duration
 	}{
-		{beforeRequest, 1, 3500 * time.Millisecond},
-		{whileRequested, 2, horizon + 2*time.Second},
-		{beforeSave, 2, horizon + 2*time.Second},
+		{leased, 1, 3500 * time.Millisecond},
+		{intended, 1, horizon + 2*time.Second},
+		{requested, 2, horizon + 2*time.Second},
+		{answered, 2, horizon + 2*time.Second},
 	} {
 		t.Run(string(c.moment), func(t *testing.T) {
 			t.Parallel()
 			f := newFleet(t, options{
-				profile: []string{"    timeout: " + timeout.String()},
-				world:   func(o *sandbox.Options) { o.Clients[1].ReuseGrace = time.Minute },
+				profile: []string{"    timeout: " + timeout.String()}, operator: []string{"    rotation: {grace: 1m}"},
+				world: func(o *sandbox.Options) { o.Clients[1].ReuseGrace = time.Minute },
 			})
-			holder := f.replicas[0]
-			f.warmScripts()
-			f.replicas[1].must(personal)
-			f.replicas[2].must(personal)
-			f.allow.requests += 1 + c.presentations
-			f.allow.presentations = c.presentations
-			killed := make(chan time.Time, 1)
-			f.strike(holder, c.moment, func() {
-				holder.kill()
-				killed <- time.Now()
-			})
-			go holder.ask(personalSubset)
-			at := <-killed
+			f.allow.requests, f.allow.presentations = 2+c.presentations, c.presentations
+			at := f.killPresenter(c.moment)
 			for _, a := range f.askAll(personalSubset, f.replicas[1:], 20) {
 				if !a.OK() || a.End.Sub(at) > c.within {
 					t.Errorf("%v after the holder was killed: %v", a.End.Sub(at), a)
@@ -162,6 +145,47 @@ func TestHolderOfAOneTimeGrantIsKilled(t *testing.T) {
 	}
 }
 
+// Without a grace, presenting the refresh token once more may end the consent.
+// So it is left alone while there is an access token to live on, which is
+// served; who wants another one hears how long that takes.
+func TestHolderOfAStrictOneTimeGrantIsKilled(t *testing.T) {
+	t.Parallel()
+	for _, m := range []moment{intended, requested, answered} {
+		t.Run(string(m), func(t *testing.T) {
+			t.Parallel()
+			f := newFleet(t, options{profile: []string{"    timeout: 2s"}})
+			f.allow.requests, f.allow.upTo = 3, true
+			f.killPresenter(m)
+			for _, a := range f.askAll(personalSubset, f.replicas[1:], 20) {
+				if a.OK() || a.Reason != "ENDPOINT_UNAVAILABLE" || a.RetryAfter <= 0 || a.End.Sub(a.Begin) > 9*time.Second {
+					t.Errorf("want a typed error with a time to retry: %v, %v", a, a.RetryAfter)
+				}
+			}
+			for _, a := range f.askAll(personal, f.replicas[1:], 20) {
+				if !a.OK() {
+					t.Errorf("the token that lives: %v", a)
+				}
+			}
+		})
+	}
+}
+
+// killPresenter kills the first replica at a moment of its first refresh, and
+// returns when.
+func (f *harness) killPresenter(m moment) time.Time {
+	f.t.Helper()
+	f.replicas[1].must(personal)
+	f.replicas[2].must(subset(operator, "permissions")) // so that Redis knows all scripts
+	holder := f.replicas[0]
+	killed := make(chan time.Time, 1)
+	f.strike(holder, m, func() {
+		holder.kill()
+		killed <- time.Now()
+	})
+	go holder.ask(personalSubset)
+	return receive(f, "the holder is killed", killed)
+}
+
 // A replica that stands still in mid-call for three leases finds that another
 // has done its work, and what it saves late changes nothing.
 func TestHolderOfARepeatableGrantIsFrozen(t *testing.T) {
@@ -170,13 +194,13 @@ func TestHolderOfARepeatableGrantIsFrozen(t *testing.T) {
 	f.allow.requests = 2
 	holder := f.replicas[0]
 	frozen := make(chan struct{}, 1)
-	f.strike(holder, whileRequested, func() {
+	f.strike(holder, requested, func() {
 		holder.process.Pause()
 		frozen <- struct{}{}
 	})
 	late := make(chan fleet.Answer, 1)
 	go func() { late <- holder.askWithin(time.Minute, plain) }()
-	<-frozen
+	receive(f, "the holder is frozen", frozen)
 	since := time.Now()
 	var token string
 	for _, a := range f.askAll(plain, f.replicas[1:], 20) {
@@ -187,7 +211,7 @@ func TestHolderOfARepeatableGrantIsFrozen(t *testing.T) {
 	}
 	time.Sleep(time.Until(since.Add(9 * time.Second)))
 	holder.process.Continue()
-	if a := <-late; !a.OK() {
+	if a := receive(f, "the frozen replica answers", late); !a.OK() {
 		t.Errorf("the caller of the frozen replica: %v", a)
 	}
 	for _, r := range f.replicas {
@@ -205,16 +229,16 @@ func TestHolderOfAOneTimeGrantIsFrozen(t *testing.T) {
 	holder := f.replicas[0]
 	holder.must(personal)
 	frozen := make(chan struct{}, 1)
-	f.strike(holder, whileRequested, func() {
+	f.strike(holder, requested, func() {
 		holder.process.Pause()
 		frozen <- struct{}{}
 	})
 	late := make(chan fleet.Answer, 1)
 	go func() { late <- holder.askWithin(time.Minute, personalSubset) }()
-	<-frozen
+	receive(f, "the holder is frozen", frozen)
 	time.Sleep(9 * time.Second) // three leases, and more than its horizon
 	holder.process.Continue()
-	a := <-late
+	a := receive(f, "the frozen replica answers", late)
 	if !a.OK() {
 		t.Fatalf("the caller of the frozen replica: %v", a)
 	}

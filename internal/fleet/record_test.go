@@ -2,7 +2,6 @@ package fleet_test
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"testing"
 )
@@ -30,7 +29,7 @@ func TestUnreadableRecordIsLeftAlone(t *testing.T) {
 			f := newFleet(t, options{replicas: 2})
 			f.allow.requests, f.allow.upTo = 3, true // one more for each replica
 			f.replicas[0].must(plain)
-			key := f.recordWithToken()
+			key, _ := f.theRecord()
 			for _, r := range f.replicas {
 				r.stop()
 			}
@@ -56,6 +55,30 @@ func TestUnreadableRecordIsLeftAlone(t *testing.T) {
 	}
 }
 
+// With a refresh token in it, there is nothing to go on with: it could have been
+// spent by whoever wrote what cannot be read.
+func TestUnreadableConsentIsNotTouched(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, options{replicas: 2})
+	f.allow.requests = 1
+	f.replicas[0].must(personal)
+	key, _ := f.theRecord()
+	for _, r := range f.replicas {
+		r.stop()
+	}
+	f.redis.Do("HSET", key, "v", "2")
+	before := f.dump(key)
+	f.startAll()
+	for _, a := range f.askAll(personal, f.replicas, 10) {
+		if a.OK() || a.Reason != "STORE_UNAVAILABLE" {
+			t.Errorf("want the reason that the store cannot be used: %v", a)
+		}
+	}
+	if after := f.dump(key); after != before {
+		t.Errorf("the record was changed:\n%s\nbefore:\n%s", after, before)
+	}
+}
+
 // What was damaged on the way, or in Redis, is good for nothing: it is
 // replaced, once for all.
 func TestDamagedTokenIsReplaced(t *testing.T) {
@@ -63,12 +86,12 @@ func TestDamagedTokenIsReplaced(t *testing.T) {
 	f := newFleet(t, options{replicas: 2})
 	f.allow.requests = 2
 	f.replicas[0].must(plain)
-	key := f.recordWithToken()
+	key, field := f.theRecord()
 	for _, r := range f.replicas {
 		r.stop()
 	}
-	sealed := f.redis.Do("HGET", key, "a:").(string)
-	f.redis.Do("HSET", key, "a:", sealed[:len(sealed)-4]+"AAAA")
+	sealed := f.records()[key][field]
+	f.redis.Do("HSET", key, field, sealed[:len(sealed)-4]+"AAAA")
 	f.startAll()
 	tokens := map[string]bool{}
 	for _, a := range f.askAll(plain, f.replicas, 10) {
@@ -87,26 +110,24 @@ func TestDamagedTokenIsReplaced(t *testing.T) {
 	}
 }
 
-// recordWithToken finds the record of a family that has a token for all its scopes.
-func (f *harness) recordWithToken() string {
+// theRecord is the only one with a token.
+func (f *harness) theRecord() (key, field string) {
 	f.t.Helper()
-	list, _ := f.redis.Do("KEYS", "tb1:*").([]any)
-	for _, key := range list {
-		if has, err := f.redis.Try("HEXISTS", key, "a:"); err == nil && has == int64(1) {
-			return fmt.Sprint(key)
-		}
+	found := f.recordsWithToken()
+	if len(found) != 1 {
+		f.t.Fatalf("%d records with a token, want one", len(found))
 	}
-	f.t.Fatalf("no record with a token among %v", list)
-	return ""
+	for key, field = range found {
+	}
+	return key, field
 }
 
 // dump is a key's type and content.
 func (f *harness) dump(key string) string {
-	kind := f.redis.Do("TYPE", key)
-	if kind == "hash" {
-		return sortedPairs(f.redis.Do("HGETALL", key))
+	if record, ok := f.records()[key]; ok {
+		return fmt.Sprint("hash ", record)
 	}
-	return fmt.Sprint(kind, f.redis.Do("GET", key))
+	return fmt.Sprint(f.redis.Do("TYPE", key), " ", f.redis.Do("GET", key))
 }
 
 // complaints counts what the current process has logged as a warning or worse.
@@ -118,14 +139,4 @@ func complaints(r *replica) int {
 		}
 	}
 	return n
-}
-
-func sortedPairs(reply any) string {
-	values, _ := reply.([]any)
-	var pairs []string
-	for i := 0; i+1 < len(values); i += 2 {
-		pairs = append(pairs, fmt.Sprintf("%v=%v", values[i], values[i+1]))
-	}
-	slices.Sort(pairs)
-	return strings.Join(pairs, "\n")
 }

@@ -96,22 +96,22 @@ func TestStopInMidFlight(t *testing.T) {
 			})
 			asked := make(chan fleet.Answer, 1)
 			go func() { asked <- holder.ask(c.question) }()
-			<-inHand
+			receive(f, "a request arrives", inHand)
 			holder.terminate()
 			waiting := make(chan fleet.Answer, 1)
 			go func() { waiting <- other.ask(c.question) }()
 			if c.requests == 2 && len(c.before) == 0 {
-				if a := <-waiting; !a.OK() {
+				if a := receive(f, "the other replica answers", waiting); !a.OK() {
 					t.Errorf("the other replica: %v", a)
 				}
 				close(release)
 			} else {
 				holder.process.Await("it shuts down", 10*time.Second, func() bool { return holder.logged("shutting down") })
 				close(release)
-				if a := <-waiting; !a.OK() {
+				if a := receive(f, "the other replica answers", waiting); !a.OK() {
 					t.Errorf("the other replica: %v", a)
 				}
-				if a := <-asked; !a.OK() {
+				if a := receive(f, "the replica that stops answers", asked); !a.OK() {
 					t.Errorf("the caller of the replica that stops: %v", a)
 				}
 			}

@@ -164,12 +164,24 @@ const (
 	lastPort  = 30000
 )
 
-// FreePort returns a TCP port of 127.0.0.1 where nobody listens, and which no
-// outgoing connection will take.
+// ports hands out each port once. Processes that test at the same time begin at
+// different places.
+var ports = struct {
+	mu   sync.Mutex
+	next int // guarded by mu
+}{next: firstPort + rand.IntN(lastPort-firstPort)}
+
+// FreePort returns a TCP port of 127.0.0.1 where nobody listens, which no
+// outgoing connection will take, and which it has not returned before.
 func FreePort(t testing.TB) int {
 	t.Helper()
-	for range 100 {
-		port := firstPort + rand.IntN(lastPort-firstPort)
+	ports.mu.Lock()
+	defer ports.mu.Unlock()
+	for range lastPort - firstPort {
+		port := ports.next
+		if ports.next++; ports.next == lastPort {
+			ports.next = firstPort
+		}
 		// Not by listening there: a child that is started in this moment would
 		// hold the port for a moment more.
 		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
@@ -180,6 +192,6 @@ func FreePort(t testing.TB) int {
 			conn.Close()
 		}
 	}
-	t.Fatalf("no free port between %d and %d in 100 tries", firstPort, lastPort)
+	t.Fatalf("somebody listens at every port between %d and %d", firstPort, lastPort)
 	return 0
 }
