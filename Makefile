@@ -37,7 +37,7 @@ test: ## Run all tests under the race detector; PKG=./internal/... for some.
 .PHONY: faults
 faults: ## Run the whole fault matrix on a fleet of replicas; it takes half an hour.
 	scripts/need.sh redis-server
-	go test -tags faults -count=1 -timeout 60m -v ./internal/fleet
+	go test -tags faults -count=1 -p 1 -timeout 60m -v ./internal/store ./internal/fleet
 
 .PHONY: chaos
 chaos: ## Break a fleet at random for CHAOSTIME; CHAOSSEED=N repeats a run.
