@@ -60,6 +60,8 @@ lint-go: $(TOOLS)
 	@unformatted=$$(git ls-files -co --exclude-standard -- '*.go' | while read -r f; do [ ! -e "$$f" ] || echo "$$f"; done | xargs -r gofmt -l); \
 	if [ -n "$$unformatted" ]; then printf 'not formatted, run gofmt -w on:\n%s\n' "$$unformatted" >&2; exit 1; fi
 	go vet ./...
+	go vet -tags faults ./internal/fleet ./internal/store
+	go vet -tags chaos ./internal/fleet
 	# Generated code is not ours to argue with.
 	bin/staticcheck $$(go list ./... | grep -v '/gen/')
 

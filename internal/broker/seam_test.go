@@ -18,7 +18,6 @@ type seam struct {
 	broker.Store
 	acquire func(broker.Claim) error
 	renew   func(broker.Lease) error
-	intend  func() error
 	save    func(broker.Lease, broker.Result) error
 	fail    func(broker.Lease, broker.Failure) error
 	look    func(family string) error
@@ -267,7 +266,6 @@ func TestRefusalIsToldAgainIfTheStoreDoesNotAnswerOnce(t *testing.T) {
 // there when the process goes on, and so is the end of the lease.
 type woken struct {
 	*endpoint
-	sleeps time.Duration
 }
 
 func (w woken) Issue(ctx context.Context, r broker.Request) (*broker.Grant, error) {

@@ -232,30 +232,3 @@ func receive[T any](f *harness, what string, ch <-chan T) T {
 		panic("unreachable")
 	}
 }
-
-// goroutines of each replica, when they have come to rest.
-func (f *harness) goroutines() []float64 {
-	f.t.Helper()
-	counts := make([]float64, len(f.replicas))
-	for i, r := range f.replicas {
-		counts[i] = r.metrics()["go_goroutines"]
-	}
-	return counts
-}
-
-// awaitGoroutines returns when no replica has more than before, but for a few
-// that belong to connections of callers.
-func (f *harness) awaitGoroutines(before []float64) {
-	f.t.Helper()
-	const spare = 12
-	var now []float64
-	f.await("goroutines have ended", 30*time.Second, func() bool {
-		now = f.goroutines()
-		for i := range now {
-			if now[i] > before[i]+spare {
-				return false
-			}
-		}
-		return true
-	})
-}

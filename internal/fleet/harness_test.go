@@ -9,12 +9,10 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -328,40 +326,6 @@ func (r *replica) tail() string {
 	const most = 6 << 10
 	text := r.process.Log()
 	return text[max(0, len(text)-most):]
-}
-
-// get reads a page of the admin address.
-func (r *replica) get(path string) (int, string) {
-	r.f.t.Helper()
-	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-	response, err := client.Get("http://" + r.admin + path)
-	if err != nil {
-		r.f.t.Fatalf("replica %d: %v", r.index, err)
-	}
-	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
-	if err != nil {
-		r.f.t.Fatalf("replica %d: reading %s: %v", r.index, path, err)
-	}
-	return response.StatusCode, string(body)
-}
-
-// metrics are those of /metrics, by name and labels as they are written there.
-func (r *replica) metrics() map[string]float64 {
-	r.f.t.Helper()
-	_, text := r.get("/metrics")
-	values := map[string]float64{}
-	for line := range strings.Lines(text) {
-		line = strings.TrimSpace(line)
-		at := strings.LastIndexByte(line, ' ')
-		if at < 0 || strings.HasPrefix(line, "#") {
-			continue
-		}
-		if v, err := strconv.ParseFloat(line[at+1:], 64); err == nil {
-			values[line[:at]] = v
-		}
-	}
-	return values
 }
 
 // crowd is callers under way.
