@@ -66,6 +66,7 @@ var used = map[string]probe{
 	"profiles.scopes":                          {profile, "name: p", "name: p, scopes: [a]"},
 	"profiles.default_lifetime":                {profile, "name: p", "name: p, default_lifetime: 5m"},
 	"profiles.max_token_age":                   {profile, "name: p", "name: p, max_token_age: 5m"},
+	"profiles.coordinated":                     {profile, "name: p", "name: p, coordinated: true"},
 	"profiles.rejected_retry":                  {profile, "name: p", "name: p, rejected_retry: 5m"},
 	"profiles.vantage.region":                  {profile, "region: eu", "region: us"},
 	"profiles.vantage.base_url":                {profile, "region: eu", "base_url: https://vantage.example.com"},
@@ -232,7 +233,7 @@ func describe(c *config.Config) string {
 		}
 	}
 	for _, p := range c.Profiles {
-		fmt.Fprintln(&s, p.Name, p.Provider, p.GrantType, p.Scopes, p.Identity, p.Credential, p.DefaultLifetime, p.MaxTokenAge, p.RejectedRetry, p.Endpoint,
+		fmt.Fprintln(&s, p.Name, p.Provider, p.GrantType, p.Scopes, p.Identity, p.Credential, p.DefaultLifetime, p.MaxTokenAge, p.RejectedRetry, p.Coordinated, p.Endpoint,
 			p.RefreshTokens, p.Reusable, p.Grace)
 	}
 	return s.String()

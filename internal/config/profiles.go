@@ -41,6 +41,7 @@ func (l *load) profiles(messages []*configv1.Profile) []*broker.Profile {
 			l.problemsOf(child(path, "vantage"), err)
 			continue
 		}
+		profile.Coordinated = message.GetCoordinated()
 		l.checkRotation(child(path, "rotation"), message.GetRotation(), profile)
 		profiles = append(profiles, profile)
 	}
