@@ -38,7 +38,7 @@ test: ## Run all tests under the race detector; PKG=./internal/... for some.
 	@if go list $(PKG) | grep -q '/internal/fleet$$'; then (set -x; CGO_ENABLED=1 go test -race -timeout 10m ./internal/fleet); fi
 
 .PHONY: faults
-faults: ## Run the whole fault matrix on a fleet of replicas; it takes half an hour.
+faults: ## Run the whole fault matrix on a fleet of replicas; it takes a quarter of an hour.
 	scripts/need.sh redis-server
 	go test -tags faults -count=1 -p 1 -timeout 60m -v ./internal/store ./internal/fleet
 

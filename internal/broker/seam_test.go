@@ -155,10 +155,17 @@ func TestUnsavedGrantOutOfTokenSaysStoreUnavailable(t *testing.T) {
 	})
 }
 
-func TestReportDoesNotPresentInDoubtEarly(t *testing.T) {
-	for name, d := range map[string]func(id string) broker.Demand{
-		"report":   func(id string) broker.Demand { return broker.Demand{Not: id} },
-		"lifetime": func(string) broker.Demand { return broker.Demand{Lifetime: 50 * time.Minute} },
+func TestNoDemandPresentsARefreshTokenInDoubtEarly(t *testing.T) {
+	for name, ask := range map[string]func(t *testing.T, b *broker.Broker, id string){
+		"report": func(t *testing.T, b *broker.Broker, id string) {
+			b.Issue(t.Context(), "invoices", nil, broker.Demand{Not: id})
+		},
+		"lifetime": func(t *testing.T, b *broker.Broker, _ string) {
+			b.Issue(t.Context(), "invoices", nil, broker.Demand{Lifetime: 50 * time.Minute})
+		},
+		"other scopes": func(t *testing.T, b *broker.Broker, _ string) {
+			b.Issue(t.Context(), "invoices", []string{"a"}, broker.Demand{})
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			in(t, func(t *testing.T) {
@@ -185,7 +192,7 @@ func TestReportDoesNotPresentInDoubtEarly(t *testing.T) {
 				time.Sleep(time.Second)
 				ways[0].fails(errDown)
 				time.Sleep(time.Minute)
-				f.replicas[1].Issue(t.Context(), "invoices", nil, d(token.ID))
+				ask(t, f.replicas[1], token.ID)
 				if n := s.mostPresented(); n != 1 || s.isDead() {
 					t.Errorf("presented %d times with %v of the access token left; grant dead: %t", n, time.Until(token.ExpireTime), s.isDead())
 				}
@@ -751,38 +758,6 @@ func TestShutdownDuringAnIntentSaysSo(t *testing.T) {
 		if !errors.As(err, &be) || be.Reason != broker.ReasonEndpointUnavailable {
 			t.Errorf("%v", err)
 		}
-	})
-}
-
-func TestNewSubsetDoesNotPresentInDoubtEarly(t *testing.T) {
-	in(t, func(t *testing.T) {
-		s := newIDP()
-		p := s.consented()
-		f, ways := brittleFleet(t, 2, p)
-		s.signIn(t, f.store, p)
-		for _, b := range f.replicas {
-			b.Issue(t.Context(), "invoices", nil, broker.Demand{})
-		}
-		s.set(func(s *idp) {
-			s.fault = func(n int) fault {
-				if n == 1 {
-					return paused
-				}
-				return none
-			}
-		})
-		time.Sleep(20 * time.Minute)
-		token, _ := f.ask(t, broker.Demand{})
-		go f.replicas[0].Issue(t.Context(), "invoices", nil, broker.Demand{Not: token.ID}) // pauses with the answer
-		time.Sleep(time.Second)
-		ways[0].fails(errDown)
-		time.Sleep(time.Minute)
-		f.replicas[1].Issue(t.Context(), "invoices", []string{"a"}, broker.Demand{})
-		if n := s.mostPresented(); n != 1 || s.isDead() {
-			t.Errorf("presented %d times with %v of the access token left; grant dead: %t", n, time.Until(token.ExpireTime), s.isDead())
-		}
-		ways[0].fails(nil)
-		time.Sleep(2 * time.Hour)
 	})
 }
 

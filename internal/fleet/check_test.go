@@ -182,7 +182,7 @@ func (f *harness) checkLogs() {
 	for _, r := range f.replicas {
 		for _, p := range r.processes {
 			text := p.Log()
-			for _, word := range []string{"panic", "goroutine 1 [", "fatal error"} {
+			for _, word := range []string{"panic", "goroutine 1 [", "fatal error", "DATA RACE"} {
 				if strings.Contains(text, word) {
 					f.t.Errorf("the log of replica %d says %q", r.index, word)
 				}

@@ -200,6 +200,13 @@ func (e *endpoint) presentations() map[string]int {
 	return counts
 }
 
+// hide adds to what must be found nowhere.
+func (e *endpoint) hide(secret string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.secrets = append(e.secrets, secret)
+}
+
 // confidential is what must be found nowhere.
 func (e *endpoint) confidential() []string {
 	e.mu.Lock()

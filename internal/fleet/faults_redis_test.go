@@ -299,10 +299,11 @@ func (f *harness) survive(seamless bool, change func()) {
 	}
 	load := f.load(questions...)
 	ctx, cancel := context.WithCancel(context.Background())
-	starts := make(chan int)
+	starts := make(chan int, 1)
 	novice := f.replicas[len(f.replicas)-1]
 	go func() {
 		n := 0
+		defer func() { starts <- n }()
 		for ; ctx.Err() == nil; n++ {
 			novice.stop()
 			novice.start()
@@ -313,7 +314,6 @@ func (f *harness) survive(seamless bool, change func()) {
 				}
 			}
 		}
-		starts <- n
 	}()
 	change()
 	cancel()
