@@ -221,7 +221,8 @@ const (
 	Intended IntendVerdict = iota + 1
 	// IntendLost: the lease is not held any more.
 	IntendLost
-	// IntendChanged: the refresh token is not the current one any more.
+	// IntendChanged: the refresh token is not the current one any more, or may
+	// not be, because the store is being restored. Claim again.
 	IntendChanged
 	// IntendInDoubt: another presentation may still be answered.
 	IntendInDoubt
