@@ -49,6 +49,47 @@ const (
 	RefreshToken TokenKind = "refresh_token"
 )
 
+// Authorizer is an Issuer whose grants begin with a person who signs in with a
+// browser (RFC 6749 section 4.1, with PKCE, RFC 7636). Its methods may be called
+// from several goroutines; their errors are *IssueErrors.
+type Authorizer interface {
+	// AuthorizationURL is where the person signs in. It makes no request but
+	// for the server's metadata, where those are not known yet.
+	AuthorizationURL(ctx context.Context, r AuthorizationRequest) (string, error)
+	// CheckIssuer compares the iss that came back beside the code (RFC 9207;
+	// empty if none did) with the server's. It makes no request: a sign-in that
+	// fails here was answered by another server.
+	CheckIssuer(ctx context.Context, iss string) error
+	// Exchange makes one request that spends the code, over a connection of its
+	// own: nothing but its time-out ends it once its first byte was written. A
+	// code that the server refuses is GrantDead.
+	Exchange(ctx context.Context, r CodeExchange) (*Grant, error)
+	// RedirectURL is where the browser comes back to.
+	RedirectURL() string
+}
+
+// AuthorizationRequest is what begins a sign-in, beyond what the profile fixes.
+type AuthorizationRequest struct {
+	// State comes back with the code.
+	State string
+	// Challenge is the code_challenge, by S256.
+	Challenge string
+}
+
+// CodeExchange is what ends a sign-in.
+type CodeExchange struct {
+	Code, Verifier Secret
+}
+
+// Account is whose consent a grant is, as far as the server says.
+type Account struct {
+	// Subject is the account's id at its issuer; empty if nobody knows.
+	Subject string `json:"subject,omitempty"`
+	// Name is what people call it: an e-mail address, a user name. It is the
+	// server's text, of 256 characters at most.
+	Name string `json:"name,omitempty"`
+}
+
 // Grant is a token endpoint's successful answer (RFC 6749 section 5.1).
 type Grant struct {
 	AccessToken Secret
@@ -63,6 +104,8 @@ type Grant struct {
 	RefreshToken Secret
 	// IDToken is empty when none came.
 	IDToken Secret
+	// Account is what a valid ID token says of whose grant this is.
+	Account Account
 }
 
 // IssueErrorKind says what a failed attempt means for the next one.

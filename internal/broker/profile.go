@@ -45,6 +45,14 @@ type Profile struct {
 	// Grace is for how long after its use the server accepts a refresh token
 	// once more.
 	Grace time.Duration
+	// ConsentLifetime is how long refresh tokens live at most, counted from the
+	// sign-in and never extended; zero means that nobody knows.
+	ConsentLifetime time.Duration
+	// ConsoleURL is the page where a person signs in for the profile, for
+	// messages to people; empty if there is none.
+	ConsoleURL string
+	// Rotation renews the client's secret before it ends; nil leaves it alone.
+	Rotation *SecretRotation
 	// Timeout of one token request; zero means 10 seconds.
 	Timeout time.Duration
 	// Coordinated forbids token requests while the store is out of reach, also

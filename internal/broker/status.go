@@ -32,6 +32,10 @@ type Status struct {
 	// TokenID is empty when no token lives; the times are then zero.
 	TokenID                            string
 	IssueTime, ExpireTime, RefreshTime time.Time
+	// Account that has signed in, ConsentStart and ConsentEnd say of whom, since
+	// when and until when the profile has a consent; zero where nobody knows.
+	Account                  Account
+	ConsentStart, ConsentEnd time.Time
 	// LastError is nil when the last attempt succeeded.
 	LastError *LastError
 	// Served counts answers by Source since the process started.

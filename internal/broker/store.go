@@ -183,6 +183,8 @@ type Consent struct {
 	Generation Generation
 	// Rotates says whether the server replaces it with each use.
 	Rotates Rotates
+	// Account whose consent it is.
+	Account Account
 	// Age since the grant was first obtained; a refresh does not begin anew.
 	Age time.Duration
 	// Remaining until it ends whatever happens, or Forever if nobody knows.
@@ -242,6 +244,8 @@ type Result struct {
 	Spent string
 	// Refresh is the refresh token that came; empty keeps the one in hand.
 	Refresh Secret
+	// Account is whose consent it is, kept beside Refresh.
+	Account Account
 	// Rotates is what this refresh has shown.
 	Rotates Rotates
 	// Remaining life of the consent, for a grant obtained anew; zero means

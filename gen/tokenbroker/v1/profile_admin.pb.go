@@ -384,8 +384,14 @@ type Profile struct {
 	// When the consent ends and a person must sign in again. Only there beside consent_start_time, and only if the end
 	// is known.
 	ConsentEndTime *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=consent_end_time,json=consentEndTime,proto3" json:"consent_end_time,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The account that signed in, as the authorization server calls it. Empty if it does not say.
+	ConsentAccount string `protobuf:"bytes,14,opt,name=consent_account,json=consentAccount,proto3" json:"consent_account,omitempty"`
+	// The last caller that got a token of this profile from this replica. Empty if none has since it started.
+	LastCaller string `protobuf:"bytes,15,opt,name=last_caller,json=lastCaller,proto3" json:"last_caller,omitempty"`
+	// When it did. Only there beside last_caller.
+	LastCallTime  *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=last_call_time,json=lastCallTime,proto3" json:"last_call_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Profile) Reset() {
@@ -505,6 +511,27 @@ func (x *Profile) GetConsentStartTime() *timestamppb.Timestamp {
 func (x *Profile) GetConsentEndTime() *timestamppb.Timestamp {
 	if x != nil {
 		return x.ConsentEndTime
+	}
+	return nil
+}
+
+func (x *Profile) GetConsentAccount() string {
+	if x != nil {
+		return x.ConsentAccount
+	}
+	return ""
+}
+
+func (x *Profile) GetLastCaller() string {
+	if x != nil {
+		return x.LastCaller
+	}
+	return ""
+}
+
+func (x *Profile) GetLastCallTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastCallTime
 	}
 	return nil
 }
@@ -835,9 +862,12 @@ type CompleteAuthorizationRequest struct {
 	Code string `protobuf:"bytes,2,opt,name=code,proto3" json:"code,omitempty"`
 	// Optional. The query parameter "iss" (RFC 9207). Default: empty, it was not there. At most 2,048 characters. If it is
 	// given it must be the issuer's identifier exactly.
-	Iss           string `protobuf:"bytes,3,opt,name=iss,proto3" json:"iss,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Iss string `protobuf:"bytes,3,opt,name=iss,proto3" json:"iss,omitempty"`
+	// Optional. Replaces a working grant of another account. Default: false, then such a sign-in is refused with
+	// INVALID_REQUEST, and what was obtained is revoked.
+	ReplaceAccount bool `protobuf:"varint,4,opt,name=replace_account,json=replaceAccount,proto3" json:"replace_account,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *CompleteAuthorizationRequest) Reset() {
@@ -889,6 +919,13 @@ func (x *CompleteAuthorizationRequest) GetIss() string {
 		return x.Iss
 	}
 	return ""
+}
+
+func (x *CompleteAuthorizationRequest) GetReplaceAccount() bool {
+	if x != nil {
+		return x.ReplaceAccount
+	}
+	return false
 }
 
 // CompleteAuthorizationResponse holds the profile as it is now.
@@ -1615,7 +1652,7 @@ const file_tokenbroker_v1_profile_admin_proto_rawDesc = "" +
 	"\n" +
 	"error_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\terrorTime\x12\x1a\n" +
 	"\battempts\x18\x05 \x01(\x05R\battempts\x12F\n" +
-	"\x11next_attempt_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x0fnextAttemptTime\"\x8d\x05\n" +
+	"\x11next_attempt_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x0fnextAttemptTime\"\x99\x06\n" +
 	"\aProfile\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x124\n" +
 	"\bprovider\x18\x02 \x01(\x0e2\x18.tokenbroker.v1.ProviderR\bprovider\x128\n" +
@@ -1635,7 +1672,11 @@ const file_tokenbroker_v1_profile_admin_proto_rawDesc = "" +
 	"\n" +
 	"last_error\x18\v \x01(\v2\x19.tokenbroker.v1.LastErrorR\tlastError\x12H\n" +
 	"\x12consent_start_time\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\x10consentStartTime\x12D\n" +
-	"\x10consent_end_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x0econsentEndTime\"g\n" +
+	"\x10consent_end_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x0econsentEndTime\x12'\n" +
+	"\x0fconsent_account\x18\x0e \x01(\tR\x0econsentAccount\x12\x1f\n" +
+	"\vlast_caller\x18\x0f \x01(\tR\n" +
+	"lastCaller\x12@\n" +
+	"\x0elast_call_time\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\flastCallTime\"g\n" +
 	"\x13ListProfilesRequest\x12'\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12'\n" +
@@ -1654,11 +1695,12 @@ const file_tokenbroker_v1_profile_admin_proto_rawDesc = "" +
 	"\x11authorization_url\x18\x01 \x01(\tR\x10authorizationUrl\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12;\n" +
 	"\vexpire_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime\"\x81\x01\n" +
+	"expireTime\"\xaa\x01\n" +
 	"\x1cCompleteAuthorizationRequest\x12!\n" +
 	"\x05state\x18\x01 \x01(\tB\v\xbaH\b\xc8\x01\x01r\x03\x18\x80\x04R\x05state\x12\"\n" +
 	"\x04code\x18\x02 \x01(\tB\x0e\xbaH\b\xc8\x01\x01r\x03\x18\x80 \x80\x01\x01R\x04code\x12\x1a\n" +
-	"\x03iss\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x10R\x03iss\"R\n" +
+	"\x03iss\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x10R\x03iss\x12'\n" +
+	"\x0freplace_account\x18\x04 \x01(\bR\x0ereplaceAccount\"R\n" +
 	"\x1dCompleteAuthorizationResponse\x121\n" +
 	"\aprofile\x18\x01 \x01(\v2\x17.tokenbroker.v1.ProfileR\aprofile\"a\n" +
 	"\x13ResetProfileRequest\x12J\n" +
@@ -1812,44 +1854,45 @@ var file_tokenbroker_v1_profile_admin_proto_depIdxs = []int32{
 	4,  // 9: tokenbroker.v1.Profile.last_error:type_name -> tokenbroker.v1.LastError
 	23, // 10: tokenbroker.v1.Profile.consent_start_time:type_name -> google.protobuf.Timestamp
 	23, // 11: tokenbroker.v1.Profile.consent_end_time:type_name -> google.protobuf.Timestamp
-	5,  // 12: tokenbroker.v1.ListProfilesResponse.profiles:type_name -> tokenbroker.v1.Profile
-	5,  // 13: tokenbroker.v1.GetProfileResponse.profile:type_name -> tokenbroker.v1.Profile
-	23, // 14: tokenbroker.v1.StartAuthorizationResponse.expire_time:type_name -> google.protobuf.Timestamp
-	5,  // 15: tokenbroker.v1.CompleteAuthorizationResponse.profile:type_name -> tokenbroker.v1.Profile
-	5,  // 16: tokenbroker.v1.ResetProfileResponse.profile:type_name -> tokenbroker.v1.Profile
-	24, // 17: tokenbroker.v1.CreateClientRequest.access_token_lifetime:type_name -> google.protobuf.Duration
-	24, // 18: tokenbroker.v1.CreateClientRequest.refresh_token_lifetime:type_name -> google.protobuf.Duration
-	23, // 19: tokenbroker.v1.CreateClientSecretRequest.start_time:type_name -> google.protobuf.Timestamp
-	23, // 20: tokenbroker.v1.CreateClientSecretRequest.expire_time:type_name -> google.protobuf.Timestamp
-	23, // 21: tokenbroker.v1.CreateClientSecretResponse.start_time:type_name -> google.protobuf.Timestamp
-	23, // 22: tokenbroker.v1.CreateClientSecretResponse.expire_time:type_name -> google.protobuf.Timestamp
-	3,  // 23: tokenbroker.v1.CreateClientSecretResponse.delivery:type_name -> tokenbroker.v1.SecretDelivery
-	23, // 24: tokenbroker.v1.RotateClientSecretRequest.expire_time:type_name -> google.protobuf.Timestamp
-	23, // 25: tokenbroker.v1.RotateClientSecretResponse.start_time:type_name -> google.protobuf.Timestamp
-	23, // 26: tokenbroker.v1.RotateClientSecretResponse.expire_time:type_name -> google.protobuf.Timestamp
-	23, // 27: tokenbroker.v1.RotateClientSecretResponse.previous_expire_time:type_name -> google.protobuf.Timestamp
-	3,  // 28: tokenbroker.v1.RotateClientSecretResponse.delivery:type_name -> tokenbroker.v1.SecretDelivery
-	6,  // 29: tokenbroker.v1.ProfileAdmin.ListProfiles:input_type -> tokenbroker.v1.ListProfilesRequest
-	8,  // 30: tokenbroker.v1.ProfileAdmin.GetProfile:input_type -> tokenbroker.v1.GetProfileRequest
-	10, // 31: tokenbroker.v1.ProfileAdmin.StartAuthorization:input_type -> tokenbroker.v1.StartAuthorizationRequest
-	12, // 32: tokenbroker.v1.ProfileAdmin.CompleteAuthorization:input_type -> tokenbroker.v1.CompleteAuthorizationRequest
-	14, // 33: tokenbroker.v1.ProfileAdmin.ResetProfile:input_type -> tokenbroker.v1.ResetProfileRequest
-	16, // 34: tokenbroker.v1.ProfileAdmin.CreateClient:input_type -> tokenbroker.v1.CreateClientRequest
-	18, // 35: tokenbroker.v1.ProfileAdmin.CreateClientSecret:input_type -> tokenbroker.v1.CreateClientSecretRequest
-	20, // 36: tokenbroker.v1.ProfileAdmin.RotateClientSecret:input_type -> tokenbroker.v1.RotateClientSecretRequest
-	7,  // 37: tokenbroker.v1.ProfileAdmin.ListProfiles:output_type -> tokenbroker.v1.ListProfilesResponse
-	9,  // 38: tokenbroker.v1.ProfileAdmin.GetProfile:output_type -> tokenbroker.v1.GetProfileResponse
-	11, // 39: tokenbroker.v1.ProfileAdmin.StartAuthorization:output_type -> tokenbroker.v1.StartAuthorizationResponse
-	13, // 40: tokenbroker.v1.ProfileAdmin.CompleteAuthorization:output_type -> tokenbroker.v1.CompleteAuthorizationResponse
-	15, // 41: tokenbroker.v1.ProfileAdmin.ResetProfile:output_type -> tokenbroker.v1.ResetProfileResponse
-	17, // 42: tokenbroker.v1.ProfileAdmin.CreateClient:output_type -> tokenbroker.v1.CreateClientResponse
-	19, // 43: tokenbroker.v1.ProfileAdmin.CreateClientSecret:output_type -> tokenbroker.v1.CreateClientSecretResponse
-	21, // 44: tokenbroker.v1.ProfileAdmin.RotateClientSecret:output_type -> tokenbroker.v1.RotateClientSecretResponse
-	37, // [37:45] is the sub-list for method output_type
-	29, // [29:37] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	23, // 12: tokenbroker.v1.Profile.last_call_time:type_name -> google.protobuf.Timestamp
+	5,  // 13: tokenbroker.v1.ListProfilesResponse.profiles:type_name -> tokenbroker.v1.Profile
+	5,  // 14: tokenbroker.v1.GetProfileResponse.profile:type_name -> tokenbroker.v1.Profile
+	23, // 15: tokenbroker.v1.StartAuthorizationResponse.expire_time:type_name -> google.protobuf.Timestamp
+	5,  // 16: tokenbroker.v1.CompleteAuthorizationResponse.profile:type_name -> tokenbroker.v1.Profile
+	5,  // 17: tokenbroker.v1.ResetProfileResponse.profile:type_name -> tokenbroker.v1.Profile
+	24, // 18: tokenbroker.v1.CreateClientRequest.access_token_lifetime:type_name -> google.protobuf.Duration
+	24, // 19: tokenbroker.v1.CreateClientRequest.refresh_token_lifetime:type_name -> google.protobuf.Duration
+	23, // 20: tokenbroker.v1.CreateClientSecretRequest.start_time:type_name -> google.protobuf.Timestamp
+	23, // 21: tokenbroker.v1.CreateClientSecretRequest.expire_time:type_name -> google.protobuf.Timestamp
+	23, // 22: tokenbroker.v1.CreateClientSecretResponse.start_time:type_name -> google.protobuf.Timestamp
+	23, // 23: tokenbroker.v1.CreateClientSecretResponse.expire_time:type_name -> google.protobuf.Timestamp
+	3,  // 24: tokenbroker.v1.CreateClientSecretResponse.delivery:type_name -> tokenbroker.v1.SecretDelivery
+	23, // 25: tokenbroker.v1.RotateClientSecretRequest.expire_time:type_name -> google.protobuf.Timestamp
+	23, // 26: tokenbroker.v1.RotateClientSecretResponse.start_time:type_name -> google.protobuf.Timestamp
+	23, // 27: tokenbroker.v1.RotateClientSecretResponse.expire_time:type_name -> google.protobuf.Timestamp
+	23, // 28: tokenbroker.v1.RotateClientSecretResponse.previous_expire_time:type_name -> google.protobuf.Timestamp
+	3,  // 29: tokenbroker.v1.RotateClientSecretResponse.delivery:type_name -> tokenbroker.v1.SecretDelivery
+	6,  // 30: tokenbroker.v1.ProfileAdmin.ListProfiles:input_type -> tokenbroker.v1.ListProfilesRequest
+	8,  // 31: tokenbroker.v1.ProfileAdmin.GetProfile:input_type -> tokenbroker.v1.GetProfileRequest
+	10, // 32: tokenbroker.v1.ProfileAdmin.StartAuthorization:input_type -> tokenbroker.v1.StartAuthorizationRequest
+	12, // 33: tokenbroker.v1.ProfileAdmin.CompleteAuthorization:input_type -> tokenbroker.v1.CompleteAuthorizationRequest
+	14, // 34: tokenbroker.v1.ProfileAdmin.ResetProfile:input_type -> tokenbroker.v1.ResetProfileRequest
+	16, // 35: tokenbroker.v1.ProfileAdmin.CreateClient:input_type -> tokenbroker.v1.CreateClientRequest
+	18, // 36: tokenbroker.v1.ProfileAdmin.CreateClientSecret:input_type -> tokenbroker.v1.CreateClientSecretRequest
+	20, // 37: tokenbroker.v1.ProfileAdmin.RotateClientSecret:input_type -> tokenbroker.v1.RotateClientSecretRequest
+	7,  // 38: tokenbroker.v1.ProfileAdmin.ListProfiles:output_type -> tokenbroker.v1.ListProfilesResponse
+	9,  // 39: tokenbroker.v1.ProfileAdmin.GetProfile:output_type -> tokenbroker.v1.GetProfileResponse
+	11, // 40: tokenbroker.v1.ProfileAdmin.StartAuthorization:output_type -> tokenbroker.v1.StartAuthorizationResponse
+	13, // 41: tokenbroker.v1.ProfileAdmin.CompleteAuthorization:output_type -> tokenbroker.v1.CompleteAuthorizationResponse
+	15, // 42: tokenbroker.v1.ProfileAdmin.ResetProfile:output_type -> tokenbroker.v1.ResetProfileResponse
+	17, // 43: tokenbroker.v1.ProfileAdmin.CreateClient:output_type -> tokenbroker.v1.CreateClientResponse
+	19, // 44: tokenbroker.v1.ProfileAdmin.CreateClientSecret:output_type -> tokenbroker.v1.CreateClientSecretResponse
+	21, // 45: tokenbroker.v1.ProfileAdmin.RotateClientSecret:output_type -> tokenbroker.v1.RotateClientSecretResponse
+	38, // [38:46] is the sub-list for method output_type
+	30, // [30:38] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_tokenbroker_v1_profile_admin_proto_init() }

@@ -264,10 +264,23 @@ func (x *ServerTls) GetMinVersion() string {
 }
 
 // Admin says where operators find health, metrics, the console and the OAuth callback, over HTTP.
+//
+// Health, metrics and the callback ask nobody who they are: none of them has a secret to show, and what comes back to the
+// callback must bring a state that only this broker can have made. The console asks. On a loopback address it serves who is on
+// this machine; elsewhere it needs a client certificate or the bearer token, and is off without both.
 type Admin struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Optional. Where to listen: "host:port". Default: 127.0.0.1:7444.
-	Address       string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	// Optional. TLS on this address. With client_ca, who has a certificate that it signed is known by its URI or DNS SAN, and may
+	// do on the console what the policy allows with the operation "admin". Default: none, plain HTTP.
+	Tls *AdminTls `protobuf:"bytes,2,opt,name=tls,proto3" json:"tls,omitempty"`
+	// Optional. Whoever knows this token may do everything on the console: as "Authorization: Bearer", or typed in once per
+	// browser. At least 16 characters. Default: none.
+	BearerToken *Secret `protobuf:"bytes,3,opt,name=bearer_token,json=bearerToken,proto3" json:"bearer_token,omitempty"`
+	// Optional. The address of the console as browsers see it, for links in messages, for example https://broker.example.com.
+	// Default: empty, what redirect_url of the profile says, or address.
+	Url           string `protobuf:"bytes,4,opt,name=url,proto3" json:"url,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -309,6 +322,92 @@ func (x *Admin) GetAddress() string {
 	return ""
 }
 
+func (x *Admin) GetTls() *AdminTls {
+	if x != nil {
+		return x.Tls
+	}
+	return nil
+}
+
+func (x *Admin) GetBearerToken() *Secret {
+	if x != nil {
+		return x.BearerToken
+	}
+	return nil
+}
+
+func (x *Admin) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+// AdminTls says how the admin address proves itself and its visitors. All files are PEM and read again when they change.
+type AdminTls struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required. Path of the server's certificate and the chain above it.
+	Certificate string `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	// Required. Path of the certificate's private key.
+	PrivateKey string `protobuf:"bytes,2,opt,name=private_key,json=privateKey,proto3" json:"private_key,omitempty"`
+	// Optional. Path of the certificates of the authorities that sign operators' certificates. A visitor without one still
+	// gets health, metrics and the callback. Default: none.
+	ClientCa      string `protobuf:"bytes,3,opt,name=client_ca,json=clientCa,proto3" json:"client_ca,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdminTls) Reset() {
+	*x = AdminTls{}
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdminTls) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdminTls) ProtoMessage() {}
+
+func (x *AdminTls) ProtoReflect() protoreflect.Message {
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdminTls.ProtoReflect.Descriptor instead.
+func (*AdminTls) Descriptor() ([]byte, []int) {
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *AdminTls) GetCertificate() string {
+	if x != nil {
+		return x.Certificate
+	}
+	return ""
+}
+
+func (x *AdminTls) GetPrivateKey() string {
+	if x != nil {
+		return x.PrivateKey
+	}
+	return ""
+}
+
+func (x *AdminTls) GetClientCa() string {
+	if x != nil {
+		return x.ClientCa
+	}
+	return ""
+}
+
 // Store says where replicas share tokens.
 type Store struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -323,7 +422,7 @@ type Store struct {
 
 func (x *Store) Reset() {
 	*x = Store{}
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[4]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -335,7 +434,7 @@ func (x *Store) String() string {
 func (*Store) ProtoMessage() {}
 
 func (x *Store) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[4]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -348,7 +447,7 @@ func (x *Store) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Store.ProtoReflect.Descriptor instead.
 func (*Store) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{4}
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Store) GetRedis() *Redis {
@@ -391,7 +490,7 @@ type Redis struct {
 
 func (x *Redis) Reset() {
 	*x = Redis{}
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[5]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -403,7 +502,7 @@ func (x *Redis) String() string {
 func (*Redis) ProtoMessage() {}
 
 func (x *Redis) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[5]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -416,7 +515,7 @@ func (x *Redis) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redis.ProtoReflect.Descriptor instead.
 func (*Redis) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{5}
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Redis) GetAddresses() []string {
@@ -485,7 +584,7 @@ type RedisTls struct {
 
 func (x *RedisTls) Reset() {
 	*x = RedisTls{}
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[6]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -497,7 +596,7 @@ func (x *RedisTls) String() string {
 func (*RedisTls) ProtoMessage() {}
 
 func (x *RedisTls) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[6]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -510,7 +609,7 @@ func (x *RedisTls) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedisTls.ProtoReflect.Descriptor instead.
 func (*RedisTls) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{6}
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *RedisTls) GetCa() string {
@@ -558,7 +657,7 @@ type Secret struct {
 
 func (x *Secret) Reset() {
 	*x = Secret{}
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[7]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -570,7 +669,7 @@ func (x *Secret) String() string {
 func (*Secret) ProtoMessage() {}
 
 func (x *Secret) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[7]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -583,7 +682,7 @@ func (x *Secret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Secret.ProtoReflect.Descriptor instead.
 func (*Secret) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{7}
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Secret) GetSource() isSecret_Source {
@@ -692,7 +791,7 @@ type Profile struct {
 
 func (x *Profile) Reset() {
 	*x = Profile{}
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[8]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -704,7 +803,7 @@ func (x *Profile) String() string {
 func (*Profile) ProtoMessage() {}
 
 func (x *Profile) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[8]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -717,7 +816,7 @@ func (x *Profile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Profile.ProtoReflect.Descriptor instead.
 func (*Profile) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{8}
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Profile) GetName() string {
@@ -857,14 +956,17 @@ type Rotation struct {
 	OneTime *bool `protobuf:"varint,1,opt,name=one_time,json=oneTime,proto3,oneof" json:"one_time,omitempty"`
 	// Optional. For how long after its use the server accepts a one-time refresh token once more: 0s to 24h. Default: 0s, not
 	// at all. With a grace a refresh whose answer was lost is repeated within it.
-	Grace         *durationpb.Duration `protobuf:"bytes,2,opt,name=grace,proto3" json:"grace,omitempty"`
+	Grace *durationpb.Duration `protobuf:"bytes,2,opt,name=grace,proto3" json:"grace,omitempty"`
+	// Optional. How long refresh tokens live, counted from the sign-in and never extended, so that the broker can warn before a
+	// person has to sign in again: 1h to 3660d. Default: 30d for vantage; for others the end is not known.
+	Lifetime      *durationpb.Duration `protobuf:"bytes,3,opt,name=lifetime,proto3" json:"lifetime,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Rotation) Reset() {
 	*x = Rotation{}
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[9]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -876,7 +978,7 @@ func (x *Rotation) String() string {
 func (*Rotation) ProtoMessage() {}
 
 func (x *Rotation) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[9]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -889,7 +991,7 @@ func (x *Rotation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rotation.ProtoReflect.Descriptor instead.
 func (*Rotation) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{9}
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Rotation) GetOneTime() bool {
@@ -906,18 +1008,30 @@ func (x *Rotation) GetGrace() *durationpb.Duration {
 	return nil
 }
 
+func (x *Rotation) GetLifetime() *durationpb.Duration {
+	if x != nil {
+		return x.Lifetime
+	}
+	return nil
+}
+
 // SecretRotation says when to renew the client secret.
 type SecretRotation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required. How long before its end the secret is renewed: 1h to 366d, for example 30d.
-	BeforeExpiry  *durationpb.Duration `protobuf:"bytes,1,opt,name=before_expiry,json=beforeExpiry,proto3" json:"before_expiry,omitempty"`
+	BeforeExpiry *durationpb.Duration `protobuf:"bytes,1,opt,name=before_expiry,json=beforeExpiry,proto3" json:"before_expiry,omitempty"`
+	// Optional. How long a new secret lives: 1d to 1096d. Default: 180d. It must be longer than before_expiry.
+	Lifetime *durationpb.Duration `protobuf:"bytes,2,opt,name=lifetime,proto3" json:"lifetime,omitempty"`
+	// Optional. The Vantage profile whose token authorizes the change; its owner must be a Tenant Administrator. Default: empty,
+	// this profile.
+	AdminProfile  string `protobuf:"bytes,3,opt,name=admin_profile,json=adminProfile,proto3" json:"admin_profile,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SecretRotation) Reset() {
 	*x = SecretRotation{}
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[10]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -929,7 +1043,7 @@ func (x *SecretRotation) String() string {
 func (*SecretRotation) ProtoMessage() {}
 
 func (x *SecretRotation) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[10]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -942,7 +1056,7 @@ func (x *SecretRotation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretRotation.ProtoReflect.Descriptor instead.
 func (*SecretRotation) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{10}
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SecretRotation) GetBeforeExpiry() *durationpb.Duration {
@@ -950,6 +1064,20 @@ func (x *SecretRotation) GetBeforeExpiry() *durationpb.Duration {
 		return x.BeforeExpiry
 	}
 	return nil
+}
+
+func (x *SecretRotation) GetLifetime() *durationpb.Duration {
+	if x != nil {
+		return x.Lifetime
+	}
+	return nil
+}
+
+func (x *SecretRotation) GetAdminProfile() string {
+	if x != nil {
+		return x.AdminProfile
+	}
+	return ""
 }
 
 // ClientCredentials is the grant client_credentials. It has no fields: write "client_credentials: {}".
@@ -961,7 +1089,7 @@ type ClientCredentials struct {
 
 func (x *ClientCredentials) Reset() {
 	*x = ClientCredentials{}
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[11]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -973,7 +1101,7 @@ func (x *ClientCredentials) String() string {
 func (*ClientCredentials) ProtoMessage() {}
 
 func (x *ClientCredentials) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[11]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -986,7 +1114,7 @@ func (x *ClientCredentials) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientCredentials.ProtoReflect.Descriptor instead.
 func (*ClientCredentials) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{11}
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{12}
 }
 
 // Password is the grant password.
@@ -1002,7 +1130,7 @@ type Password struct {
 
 func (x *Password) Reset() {
 	*x = Password{}
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[12]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1014,7 +1142,7 @@ func (x *Password) String() string {
 func (*Password) ProtoMessage() {}
 
 func (x *Password) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[12]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1027,7 +1155,7 @@ func (x *Password) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Password.ProtoReflect.Descriptor instead.
 func (*Password) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{12}
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Password) GetUsername() *Secret {
@@ -1056,7 +1184,7 @@ type AuthorizationCode struct {
 
 func (x *AuthorizationCode) Reset() {
 	*x = AuthorizationCode{}
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[13]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1068,7 +1196,7 @@ func (x *AuthorizationCode) String() string {
 func (*AuthorizationCode) ProtoMessage() {}
 
 func (x *AuthorizationCode) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[13]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1081,7 +1209,7 @@ func (x *AuthorizationCode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorizationCode.ProtoReflect.Descriptor instead.
 func (*AuthorizationCode) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{13}
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AuthorizationCode) GetRedirectUrl() string {
@@ -1128,7 +1256,7 @@ type Vantage struct {
 
 func (x *Vantage) Reset() {
 	*x = Vantage{}
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[14]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1140,7 +1268,7 @@ func (x *Vantage) String() string {
 func (*Vantage) ProtoMessage() {}
 
 func (x *Vantage) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[14]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1153,7 +1281,7 @@ func (x *Vantage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Vantage.ProtoReflect.Descriptor instead.
 func (*Vantage) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{14}
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Vantage) GetRegion() string {
@@ -1328,7 +1456,7 @@ type SecureAuth struct {
 
 func (x *SecureAuth) Reset() {
 	*x = SecureAuth{}
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[15]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1340,7 +1468,7 @@ func (x *SecureAuth) String() string {
 func (*SecureAuth) ProtoMessage() {}
 
 func (x *SecureAuth) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[15]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1353,7 +1481,7 @@ func (x *SecureAuth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecureAuth.ProtoReflect.Descriptor instead.
 func (*SecureAuth) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{15}
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SecureAuth) GetIssuer() string {
@@ -1576,7 +1704,7 @@ type OAuth2 struct {
 
 func (x *OAuth2) Reset() {
 	*x = OAuth2{}
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[16]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1588,7 +1716,7 @@ func (x *OAuth2) String() string {
 func (*OAuth2) ProtoMessage() {}
 
 func (x *OAuth2) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[16]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1601,7 +1729,7 @@ func (x *OAuth2) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OAuth2.ProtoReflect.Descriptor instead.
 func (*OAuth2) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{16}
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *OAuth2) GetIssuer() string {
@@ -1793,7 +1921,7 @@ type PolicyRule struct {
 
 func (x *PolicyRule) Reset() {
 	*x = PolicyRule{}
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[17]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1805,7 +1933,7 @@ func (x *PolicyRule) String() string {
 func (*PolicyRule) ProtoMessage() {}
 
 func (x *PolicyRule) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[17]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1818,7 +1946,7 @@ func (x *PolicyRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyRule.ProtoReflect.Descriptor instead.
 func (*PolicyRule) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{17}
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PolicyRule) GetCallers() []string {
@@ -1855,7 +1983,7 @@ type Log struct {
 
 func (x *Log) Reset() {
 	*x = Log{}
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[18]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1867,7 +1995,7 @@ func (x *Log) String() string {
 func (*Log) ProtoMessage() {}
 
 func (x *Log) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[18]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1880,7 +2008,7 @@ func (x *Log) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Log.ProtoReflect.Descriptor instead.
 func (*Log) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{18}
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Log) GetLevel() string {
@@ -1924,10 +2052,19 @@ const file_tokenbroker_config_v1_config_proto_rawDesc = "" +
 	"\tclient_ca\x18\x03 \x01(\tB\v\xbaH\b\xc8\x01\x01r\x03\x18\x80 R\bclientCa\x123\n" +
 	"\vmin_version\x18\x04 \x01(\tB\x12\xbaH\x0f\xd8\x01\x01r\n" +
 	"R\x031.3R\x031.2R\n" +
-	"minVersion\"\xab\x01\n" +
+	"minVersion\"\xcb\x03\n" +
 	"\x05Admin\x12\xa1\x01\n" +
 	"\aaddress\x18\x01 \x01(\tB\x86\x01\xbaH\x82\x01\xba\x01|\n" +
-	"\radmin.address\x12-must be host:port, for example 127.0.0.1:7444\x1a<this.matches(r'^([^\\s:/]*|\\[[0-9A-Fa-f:.%]+\\]):[0-9]{1,5}$')\xd8\x01\x01R\aaddress\"\x97\x01\n" +
+	"\radmin.address\x12-must be host:port, for example 127.0.0.1:7444\x1a<this.matches(r'^([^\\s:/]*|\\[[0-9A-Fa-f:.%]+\\]):[0-9]{1,5}$')\xd8\x01\x01R\aaddress\x121\n" +
+	"\x03tls\x18\x02 \x01(\v2\x1f.tokenbroker.config.v1.AdminTlsR\x03tls\x12@\n" +
+	"\fbearer_token\x18\x03 \x01(\v2\x1d.tokenbroker.config.v1.SecretR\vbearerToken\x12\xa8\x01\n" +
+	"\x03url\x18\x04 \x01(\tB\x95\x01\xbaH\x91\x01\xba\x01\x85\x01\n" +
+	"\tadmin.url\x12Nmust be http:// or https:// and a host, for example https://broker.example.com\x1a(this.matches(r'^https?://[^\\s/?#@]+/?$')\xd8\x01\x01r\x03\x18\x80\x10R\x03url\"\x8e\x01\n" +
+	"\bAdminTls\x12-\n" +
+	"\vcertificate\x18\x01 \x01(\tB\v\xbaH\b\xc8\x01\x01r\x03\x18\x80 R\vcertificate\x12,\n" +
+	"\vprivate_key\x18\x02 \x01(\tB\v\xbaH\b\xc8\x01\x01r\x03\x18\x80 R\n" +
+	"privateKey\x12%\n" +
+	"\tclient_ca\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\bclientCa\"\x97\x01\n" +
 	"\x05Store\x12:\n" +
 	"\x05redis\x18\x01 \x01(\v2\x1c.tokenbroker.config.v1.RedisB\x06\xbaH\x03\xc8\x01\x01R\x05redis\x12R\n" +
 	"\x11encryption_keyset\x18\x02 \x01(\v2\x1d.tokenbroker.config.v1.SecretB\x06\xbaH\x03\xc8\x01\x01R\x10encryptionKeyset\"\xff\x04\n" +
@@ -1980,13 +2117,16 @@ const file_tokenbroker_config_v1_config_proto_rawDesc = "" +
 	"\x1fprofile.secret_rotation.vantage\x122secret_rotation works with vantage only: remove it\x1a/!has(this.secret_rotation) || has(this.vantage)\x1a\x93\x01\n" +
 	"\x10profile.provider\x12@name the authorization server: add vantage, secureauth or oauth2\x1a=has(this.vantage) || has(this.secureauth) || has(this.oauth2)B\n" +
 	"\n" +
-	"\bprovider\"x\n" +
+	"\bprovider\"\xc4\x01\n" +
 	"\bRotation\x12\x1e\n" +
 	"\bone_time\x18\x01 \x01(\bH\x00R\aoneTime\x88\x01\x01\x12?\n" +
-	"\x05grace\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\x05graceB\v\n" +
-	"\t_one_time\"g\n" +
+	"\x05grace\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\x05grace\x12J\n" +
+	"\blifetime\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x13\xbaH\x10\xaa\x01\r\"\x06\b\x80\xe4\xe4\x96\x012\x03\b\x90\x1cR\blifetimeB\v\n" +
+	"\t_one_time\"\x8a\x02\n" +
 	"\x0eSecretRotation\x12U\n" +
-	"\rbefore_expiry\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\x15\xbaH\x12\xc8\x01\x01\xaa\x01\f\"\x05\b\x80\x8a\x8a\x0f2\x03\b\x90\x1cR\fbeforeExpiry\"\x13\n" +
+	"\rbefore_expiry\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\x15\xbaH\x12\xc8\x01\x01\xaa\x01\f\"\x05\b\x80\x8a\x8a\x0f2\x03\b\x90\x1cR\fbeforeExpiry\x12J\n" +
+	"\blifetime\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x13\xbaH\x10\xaa\x01\r\"\x05\b\x80ؓ-2\x04\b\x80\xa3\x05R\blifetime\x12U\n" +
+	"\radmin_profile\x18\x03 \x01(\tB0\xbaH-\xd8\x01\x01r(2&^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$R\fadminProfile\"\x13\n" +
 	"\x11ClientCredentials\"\x90\x01\n" +
 	"\bPassword\x12A\n" +
 	"\busername\x18\x01 \x01(\v2\x1d.tokenbroker.config.v1.SecretB\x06\xbaH\x03\xc8\x01\x01R\busername\x12A\n" +
@@ -2105,79 +2245,84 @@ func file_tokenbroker_config_v1_config_proto_rawDescGZIP() []byte {
 	return file_tokenbroker_config_v1_config_proto_rawDescData
 }
 
-var file_tokenbroker_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_tokenbroker_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_tokenbroker_config_v1_config_proto_goTypes = []any{
 	(*Config)(nil),              // 0: tokenbroker.config.v1.Config
 	(*Server)(nil),              // 1: tokenbroker.config.v1.Server
 	(*ServerTls)(nil),           // 2: tokenbroker.config.v1.ServerTls
 	(*Admin)(nil),               // 3: tokenbroker.config.v1.Admin
-	(*Store)(nil),               // 4: tokenbroker.config.v1.Store
-	(*Redis)(nil),               // 5: tokenbroker.config.v1.Redis
-	(*RedisTls)(nil),            // 6: tokenbroker.config.v1.RedisTls
-	(*Secret)(nil),              // 7: tokenbroker.config.v1.Secret
-	(*Profile)(nil),             // 8: tokenbroker.config.v1.Profile
-	(*Rotation)(nil),            // 9: tokenbroker.config.v1.Rotation
-	(*SecretRotation)(nil),      // 10: tokenbroker.config.v1.SecretRotation
-	(*ClientCredentials)(nil),   // 11: tokenbroker.config.v1.ClientCredentials
-	(*Password)(nil),            // 12: tokenbroker.config.v1.Password
-	(*AuthorizationCode)(nil),   // 13: tokenbroker.config.v1.AuthorizationCode
-	(*Vantage)(nil),             // 14: tokenbroker.config.v1.Vantage
-	(*SecureAuth)(nil),          // 15: tokenbroker.config.v1.SecureAuth
-	(*OAuth2)(nil),              // 16: tokenbroker.config.v1.OAuth2
-	(*PolicyRule)(nil),          // 17: tokenbroker.config.v1.PolicyRule
-	(*Log)(nil),                 // 18: tokenbroker.config.v1.Log
-	nil,                         // 19: tokenbroker.config.v1.OAuth2.ExtraParametersEntry
-	(*durationpb.Duration)(nil), // 20: google.protobuf.Duration
+	(*AdminTls)(nil),            // 4: tokenbroker.config.v1.AdminTls
+	(*Store)(nil),               // 5: tokenbroker.config.v1.Store
+	(*Redis)(nil),               // 6: tokenbroker.config.v1.Redis
+	(*RedisTls)(nil),            // 7: tokenbroker.config.v1.RedisTls
+	(*Secret)(nil),              // 8: tokenbroker.config.v1.Secret
+	(*Profile)(nil),             // 9: tokenbroker.config.v1.Profile
+	(*Rotation)(nil),            // 10: tokenbroker.config.v1.Rotation
+	(*SecretRotation)(nil),      // 11: tokenbroker.config.v1.SecretRotation
+	(*ClientCredentials)(nil),   // 12: tokenbroker.config.v1.ClientCredentials
+	(*Password)(nil),            // 13: tokenbroker.config.v1.Password
+	(*AuthorizationCode)(nil),   // 14: tokenbroker.config.v1.AuthorizationCode
+	(*Vantage)(nil),             // 15: tokenbroker.config.v1.Vantage
+	(*SecureAuth)(nil),          // 16: tokenbroker.config.v1.SecureAuth
+	(*OAuth2)(nil),              // 17: tokenbroker.config.v1.OAuth2
+	(*PolicyRule)(nil),          // 18: tokenbroker.config.v1.PolicyRule
+	(*Log)(nil),                 // 19: tokenbroker.config.v1.Log
+	nil,                         // 20: tokenbroker.config.v1.OAuth2.ExtraParametersEntry
+	(*durationpb.Duration)(nil), // 21: google.protobuf.Duration
 }
 var file_tokenbroker_config_v1_config_proto_depIdxs = []int32{
 	1,  // 0: tokenbroker.config.v1.Config.server:type_name -> tokenbroker.config.v1.Server
 	3,  // 1: tokenbroker.config.v1.Config.admin:type_name -> tokenbroker.config.v1.Admin
-	4,  // 2: tokenbroker.config.v1.Config.store:type_name -> tokenbroker.config.v1.Store
-	8,  // 3: tokenbroker.config.v1.Config.profiles:type_name -> tokenbroker.config.v1.Profile
-	17, // 4: tokenbroker.config.v1.Config.policy:type_name -> tokenbroker.config.v1.PolicyRule
-	18, // 5: tokenbroker.config.v1.Config.log:type_name -> tokenbroker.config.v1.Log
+	5,  // 2: tokenbroker.config.v1.Config.store:type_name -> tokenbroker.config.v1.Store
+	9,  // 3: tokenbroker.config.v1.Config.profiles:type_name -> tokenbroker.config.v1.Profile
+	18, // 4: tokenbroker.config.v1.Config.policy:type_name -> tokenbroker.config.v1.PolicyRule
+	19, // 5: tokenbroker.config.v1.Config.log:type_name -> tokenbroker.config.v1.Log
 	2,  // 6: tokenbroker.config.v1.Server.tls:type_name -> tokenbroker.config.v1.ServerTls
-	5,  // 7: tokenbroker.config.v1.Store.redis:type_name -> tokenbroker.config.v1.Redis
-	7,  // 8: tokenbroker.config.v1.Store.encryption_keyset:type_name -> tokenbroker.config.v1.Secret
-	7,  // 9: tokenbroker.config.v1.Redis.password:type_name -> tokenbroker.config.v1.Secret
-	6,  // 10: tokenbroker.config.v1.Redis.tls:type_name -> tokenbroker.config.v1.RedisTls
-	20, // 11: tokenbroker.config.v1.Redis.lease:type_name -> google.protobuf.Duration
-	14, // 12: tokenbroker.config.v1.Profile.vantage:type_name -> tokenbroker.config.v1.Vantage
-	15, // 13: tokenbroker.config.v1.Profile.secureauth:type_name -> tokenbroker.config.v1.SecureAuth
-	16, // 14: tokenbroker.config.v1.Profile.oauth2:type_name -> tokenbroker.config.v1.OAuth2
-	20, // 15: tokenbroker.config.v1.Profile.default_lifetime:type_name -> google.protobuf.Duration
-	20, // 16: tokenbroker.config.v1.Profile.max_token_age:type_name -> google.protobuf.Duration
-	20, // 17: tokenbroker.config.v1.Profile.timeout:type_name -> google.protobuf.Duration
-	20, // 18: tokenbroker.config.v1.Profile.rejected_retry:type_name -> google.protobuf.Duration
-	9,  // 19: tokenbroker.config.v1.Profile.rotation:type_name -> tokenbroker.config.v1.Rotation
-	10, // 20: tokenbroker.config.v1.Profile.secret_rotation:type_name -> tokenbroker.config.v1.SecretRotation
-	20, // 21: tokenbroker.config.v1.Rotation.grace:type_name -> google.protobuf.Duration
-	20, // 22: tokenbroker.config.v1.SecretRotation.before_expiry:type_name -> google.protobuf.Duration
-	7,  // 23: tokenbroker.config.v1.Password.username:type_name -> tokenbroker.config.v1.Secret
-	7,  // 24: tokenbroker.config.v1.Password.password:type_name -> tokenbroker.config.v1.Secret
-	7,  // 25: tokenbroker.config.v1.Vantage.client_secret:type_name -> tokenbroker.config.v1.Secret
-	7,  // 26: tokenbroker.config.v1.Vantage.client_secrets:type_name -> tokenbroker.config.v1.Secret
-	11, // 27: tokenbroker.config.v1.Vantage.client_credentials:type_name -> tokenbroker.config.v1.ClientCredentials
-	12, // 28: tokenbroker.config.v1.Vantage.password:type_name -> tokenbroker.config.v1.Password
-	13, // 29: tokenbroker.config.v1.Vantage.authorization_code:type_name -> tokenbroker.config.v1.AuthorizationCode
-	7,  // 30: tokenbroker.config.v1.SecureAuth.client_secret:type_name -> tokenbroker.config.v1.Secret
-	7,  // 31: tokenbroker.config.v1.SecureAuth.client_secrets:type_name -> tokenbroker.config.v1.Secret
-	7,  // 32: tokenbroker.config.v1.SecureAuth.private_key:type_name -> tokenbroker.config.v1.Secret
-	11, // 33: tokenbroker.config.v1.SecureAuth.client_credentials:type_name -> tokenbroker.config.v1.ClientCredentials
-	12, // 34: tokenbroker.config.v1.SecureAuth.password:type_name -> tokenbroker.config.v1.Password
-	13, // 35: tokenbroker.config.v1.SecureAuth.authorization_code:type_name -> tokenbroker.config.v1.AuthorizationCode
-	7,  // 36: tokenbroker.config.v1.OAuth2.client_secret:type_name -> tokenbroker.config.v1.Secret
-	7,  // 37: tokenbroker.config.v1.OAuth2.client_secrets:type_name -> tokenbroker.config.v1.Secret
-	7,  // 38: tokenbroker.config.v1.OAuth2.private_key:type_name -> tokenbroker.config.v1.Secret
-	19, // 39: tokenbroker.config.v1.OAuth2.extra_parameters:type_name -> tokenbroker.config.v1.OAuth2.ExtraParametersEntry
-	11, // 40: tokenbroker.config.v1.OAuth2.client_credentials:type_name -> tokenbroker.config.v1.ClientCredentials
-	12, // 41: tokenbroker.config.v1.OAuth2.password:type_name -> tokenbroker.config.v1.Password
-	13, // 42: tokenbroker.config.v1.OAuth2.authorization_code:type_name -> tokenbroker.config.v1.AuthorizationCode
-	43, // [43:43] is the sub-list for method output_type
-	43, // [43:43] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	4,  // 7: tokenbroker.config.v1.Admin.tls:type_name -> tokenbroker.config.v1.AdminTls
+	8,  // 8: tokenbroker.config.v1.Admin.bearer_token:type_name -> tokenbroker.config.v1.Secret
+	6,  // 9: tokenbroker.config.v1.Store.redis:type_name -> tokenbroker.config.v1.Redis
+	8,  // 10: tokenbroker.config.v1.Store.encryption_keyset:type_name -> tokenbroker.config.v1.Secret
+	8,  // 11: tokenbroker.config.v1.Redis.password:type_name -> tokenbroker.config.v1.Secret
+	7,  // 12: tokenbroker.config.v1.Redis.tls:type_name -> tokenbroker.config.v1.RedisTls
+	21, // 13: tokenbroker.config.v1.Redis.lease:type_name -> google.protobuf.Duration
+	15, // 14: tokenbroker.config.v1.Profile.vantage:type_name -> tokenbroker.config.v1.Vantage
+	16, // 15: tokenbroker.config.v1.Profile.secureauth:type_name -> tokenbroker.config.v1.SecureAuth
+	17, // 16: tokenbroker.config.v1.Profile.oauth2:type_name -> tokenbroker.config.v1.OAuth2
+	21, // 17: tokenbroker.config.v1.Profile.default_lifetime:type_name -> google.protobuf.Duration
+	21, // 18: tokenbroker.config.v1.Profile.max_token_age:type_name -> google.protobuf.Duration
+	21, // 19: tokenbroker.config.v1.Profile.timeout:type_name -> google.protobuf.Duration
+	21, // 20: tokenbroker.config.v1.Profile.rejected_retry:type_name -> google.protobuf.Duration
+	10, // 21: tokenbroker.config.v1.Profile.rotation:type_name -> tokenbroker.config.v1.Rotation
+	11, // 22: tokenbroker.config.v1.Profile.secret_rotation:type_name -> tokenbroker.config.v1.SecretRotation
+	21, // 23: tokenbroker.config.v1.Rotation.grace:type_name -> google.protobuf.Duration
+	21, // 24: tokenbroker.config.v1.Rotation.lifetime:type_name -> google.protobuf.Duration
+	21, // 25: tokenbroker.config.v1.SecretRotation.before_expiry:type_name -> google.protobuf.Duration
+	21, // 26: tokenbroker.config.v1.SecretRotation.lifetime:type_name -> google.protobuf.Duration
+	8,  // 27: tokenbroker.config.v1.Password.username:type_name -> tokenbroker.config.v1.Secret
+	8,  // 28: tokenbroker.config.v1.Password.password:type_name -> tokenbroker.config.v1.Secret
+	8,  // 29: tokenbroker.config.v1.Vantage.client_secret:type_name -> tokenbroker.config.v1.Secret
+	8,  // 30: tokenbroker.config.v1.Vantage.client_secrets:type_name -> tokenbroker.config.v1.Secret
+	12, // 31: tokenbroker.config.v1.Vantage.client_credentials:type_name -> tokenbroker.config.v1.ClientCredentials
+	13, // 32: tokenbroker.config.v1.Vantage.password:type_name -> tokenbroker.config.v1.Password
+	14, // 33: tokenbroker.config.v1.Vantage.authorization_code:type_name -> tokenbroker.config.v1.AuthorizationCode
+	8,  // 34: tokenbroker.config.v1.SecureAuth.client_secret:type_name -> tokenbroker.config.v1.Secret
+	8,  // 35: tokenbroker.config.v1.SecureAuth.client_secrets:type_name -> tokenbroker.config.v1.Secret
+	8,  // 36: tokenbroker.config.v1.SecureAuth.private_key:type_name -> tokenbroker.config.v1.Secret
+	12, // 37: tokenbroker.config.v1.SecureAuth.client_credentials:type_name -> tokenbroker.config.v1.ClientCredentials
+	13, // 38: tokenbroker.config.v1.SecureAuth.password:type_name -> tokenbroker.config.v1.Password
+	14, // 39: tokenbroker.config.v1.SecureAuth.authorization_code:type_name -> tokenbroker.config.v1.AuthorizationCode
+	8,  // 40: tokenbroker.config.v1.OAuth2.client_secret:type_name -> tokenbroker.config.v1.Secret
+	8,  // 41: tokenbroker.config.v1.OAuth2.client_secrets:type_name -> tokenbroker.config.v1.Secret
+	8,  // 42: tokenbroker.config.v1.OAuth2.private_key:type_name -> tokenbroker.config.v1.Secret
+	20, // 43: tokenbroker.config.v1.OAuth2.extra_parameters:type_name -> tokenbroker.config.v1.OAuth2.ExtraParametersEntry
+	12, // 44: tokenbroker.config.v1.OAuth2.client_credentials:type_name -> tokenbroker.config.v1.ClientCredentials
+	13, // 45: tokenbroker.config.v1.OAuth2.password:type_name -> tokenbroker.config.v1.Password
+	14, // 46: tokenbroker.config.v1.OAuth2.authorization_code:type_name -> tokenbroker.config.v1.AuthorizationCode
+	47, // [47:47] is the sub-list for method output_type
+	47, // [47:47] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_tokenbroker_config_v1_config_proto_init() }
@@ -2185,28 +2330,28 @@ func file_tokenbroker_config_v1_config_proto_init() {
 	if File_tokenbroker_config_v1_config_proto != nil {
 		return
 	}
-	file_tokenbroker_config_v1_config_proto_msgTypes[7].OneofWrappers = []any{
+	file_tokenbroker_config_v1_config_proto_msgTypes[8].OneofWrappers = []any{
 		(*Secret_File)(nil),
 		(*Secret_Env)(nil),
 		(*Secret_Value)(nil),
 	}
-	file_tokenbroker_config_v1_config_proto_msgTypes[8].OneofWrappers = []any{
+	file_tokenbroker_config_v1_config_proto_msgTypes[9].OneofWrappers = []any{
 		(*Profile_Vantage)(nil),
 		(*Profile_Secureauth)(nil),
 		(*Profile_Oauth2)(nil),
 	}
-	file_tokenbroker_config_v1_config_proto_msgTypes[9].OneofWrappers = []any{}
-	file_tokenbroker_config_v1_config_proto_msgTypes[14].OneofWrappers = []any{
+	file_tokenbroker_config_v1_config_proto_msgTypes[10].OneofWrappers = []any{}
+	file_tokenbroker_config_v1_config_proto_msgTypes[15].OneofWrappers = []any{
 		(*Vantage_ClientCredentials)(nil),
 		(*Vantage_Password)(nil),
 		(*Vantage_AuthorizationCode)(nil),
 	}
-	file_tokenbroker_config_v1_config_proto_msgTypes[15].OneofWrappers = []any{
+	file_tokenbroker_config_v1_config_proto_msgTypes[16].OneofWrappers = []any{
 		(*SecureAuth_ClientCredentials)(nil),
 		(*SecureAuth_Password)(nil),
 		(*SecureAuth_AuthorizationCode)(nil),
 	}
-	file_tokenbroker_config_v1_config_proto_msgTypes[16].OneofWrappers = []any{
+	file_tokenbroker_config_v1_config_proto_msgTypes[17].OneofWrappers = []any{
 		(*OAuth2_ClientCredentials)(nil),
 		(*OAuth2_Password)(nil),
 		(*OAuth2_AuthorizationCode)(nil),
@@ -2217,7 +2362,7 @@ func file_tokenbroker_config_v1_config_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_tokenbroker_config_v1_config_proto_rawDesc), len(file_tokenbroker_config_v1_config_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
