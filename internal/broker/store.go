@@ -198,7 +198,8 @@ type Consent struct {
 	Dead bool
 	// Age since the grant was first obtained; a refresh does not begin anew.
 	Age time.Duration
-	// Remaining until it ends whatever happens, or Forever if nobody knows.
+	// Remaining until it ends whatever happens, negative since then, or Forever if
+	// nobody knows.
 	Remaining time.Duration
 	// Presentations of this very refresh token whose outcome nobody knows.
 	Presentations int

@@ -123,7 +123,7 @@ func (c *memConsent) seen(now time.Time) *broker.Consent {
 		Age: now.Sub(c.began), Remaining: broker.Forever, Presentations: c.presentations,
 	}
 	if !c.ends.IsZero() {
-		s.Remaining = max(broker.Until(now, c.ends), 0)
+		s.Remaining = broker.Until(now, c.ends)
 	}
 	if c.presentations > 0 {
 		s.PresentedAge = now.Sub(c.presented)

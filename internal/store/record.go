@@ -448,7 +448,7 @@ func seenConsent(f fields, now int64) *broker.Consent {
 		Age: span(now - r.start()), Remaining: broker.Forever, Dead: r.dead() > r.proof(),
 	}
 	if ends := r.consentEnds(); ends != 0 {
-		seen.Remaining = max(span(ends-now), 0)
+		seen.Remaining = span(ends - now)
 	}
 	if count, at, _ := f.presentations(r); count > 0 {
 		seen.Presentations, seen.PresentedAge = int(count), span(now-at)
