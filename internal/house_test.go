@@ -88,7 +88,7 @@ func TestWhoMayKnowWhichLibrary(t *testing.T) {
 		"gopkg.in/yaml":              {"internal/config"},
 		"buf.build/go/protoyaml":     {"internal/config"},
 		"net/http":                   {"internal/oauth", "internal/vantage/sandbox", "internal/console", "cmd/broker"},
-		"github.com/go-jose/go-jose": {"internal/vantage/sandbox"},
+		"github.com/go-jose/go-jose": {"internal/oauth", "internal/vantage/sandbox"},
 		"github.com/fsnotify":        {"internal/config"},
 		"github.com/spf13/cobra":     {"cmd/broker"},
 		"google.golang.org/protobuf": {"internal/service", "internal/fleet", "internal/config", "cmd/broker", "gen/tokenbroker/v1", "gen/tokenbroker/config/v1"},
