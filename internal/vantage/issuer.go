@@ -1,21 +1,15 @@
 package vantage
 
 import (
-	"time"
-
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/oauth"
 )
 
-// issuer speaks for one profile. What it asks of the endpoints under /auth2 is
-// oauth's.
+// issuer speaks for one profile. It implements broker.Issuer and broker.Revoker
+// as oauth does for any server.
 type issuer struct {
 	grants
-	base      string // what comes before /auth2 and /api
-	tenant    string // empty if there is none
-	userAgent string
-	transport *oauth.Transport // nil means one of its own
-	timeout   time.Duration    // of a whole request
+	client *oauth.Client // for what is no grant
 }
 
 // grants are what Vantage's token and revocation endpoints do.
@@ -30,15 +24,8 @@ type authorizer struct {
 	broker.Authorizer
 }
 
-func newIssuer(config Config, base string, of broker.Issuer) broker.Issuer {
-	i := &issuer{
-		grants:    of.(grants), // there is a revocation URL
-		base:      base,
-		tenant:    config.TenantID,
-		userAgent: config.UserAgent,
-		transport: config.Transport,
-		timeout:   config.Timeout,
-	}
+func newIssuer(client *oauth.Client, of broker.Issuer) broker.Issuer {
+	i := &issuer{of.(grants), client} // there is a revocation URL
 	if signIn, ok := of.(broker.Authorizer); ok {
 		return authorizer{i, signIn}
 	}

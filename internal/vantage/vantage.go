@@ -73,9 +73,6 @@ type Config struct {
 	// ConsentLifetime is how long refresh tokens live, which Vantage counts
 	// from the sign-in and never extends; zero means 30 days.
 	ConsentLifetime time.Duration
-	// SecretRotation is the profile's; its With is set here. Nil leaves the
-	// client's secret alone.
-	SecretRotation *broker.SecretRotation
 	// DefaultLifetime, MaxTokenAge and RejectedRetry are the profile's, with
 	// its defaults for zero.
 	DefaultLifetime time.Duration
@@ -97,7 +94,7 @@ type Config struct {
 func NewProfile(config Config) (*broker.Profile, error) {
 	config.GrantType = cmp.Or(config.GrantType, broker.ClientCredentials)
 	base, server, err := config.server()
-	profile, profileErr := oauth.NewProfile(oauth.ProfileConfig{
+	wire := oauth.ProfileConfig{
 		Name:              config.Name,
 		Provider:          "vantage",
 		TokenURL:          server + "/connect/token",
@@ -127,13 +124,20 @@ func NewProfile(config Config) (*broker.Profile, error) {
 		FingerprintKey:    config.FingerprintKey,
 		UserAgent:         config.UserAgent,
 		Transport:         config.Transport,
-	})
+	}
+	if wire.Transport == nil {
+		wire.Transport = oauth.NewTransport(oauth.TransportConfig{})
+	}
+	profile, profileErr := oauth.NewProfile(wire)
 	if err = errors.Join(err, profileErr); err != nil {
 		return nil, err
 	}
+	client, err := oauth.NewClient(wire)
+	if err != nil {
+		return nil, err
+	}
 	profile.Identity = config.identity(profile.Endpoint)
-	profile.Issuer = newIssuer(config, base, profile.Issuer)
-	profile.Rotation = config.rotation()
+	profile.Issuer = newIssuer(client, profile.Issuer)
 	return profile, nil
 }
 
@@ -144,20 +148,6 @@ func (c Config) consentLifetime() time.Duration {
 		return 0
 	}
 	return cmp.Or(c.ConsentLifetime, consentLifetime)
-}
-
-// rotation builds the same profile with secrets that were created since.
-func (c Config) rotation() *broker.SecretRotation {
-	if c.SecretRotation == nil {
-		return nil
-	}
-	rotation := *c.SecretRotation
-	rotation.With = func(secrets []broker.Secret) (*broker.Profile, error) {
-		c := c
-		c.ClientSecrets = slices.Concat(secrets, c.ClientSecrets)
-		return NewProfile(c)
-	}
-	return &rotation
 }
 
 // identity names what would be issued. A user's name can be guessed, so it is in
