@@ -129,7 +129,10 @@ func TestDiscoveryThatFails(t *testing.T) {
 		"revocation in clear": {reply{body: `{"issuer":"BASE","token_endpoint":"https://h/token","revocation_endpoint":"http://h/r"}`}, "revocation_endpoint http://h/r would send"},
 		"alias in clear":      {reply{body: `{"issuer":"BASE","token_endpoint":"https://h/token","mtls_endpoint_aliases":{"token_endpoint":"http://h/t"}}`}, "of the mtls_endpoint_aliases token_endpoint http://h/t would send"},
 		"aliases of a type":   {reply{body: `{"issuer":"BASE","token_endpoint":"https://h/token","mtls_endpoint_aliases":[]}`}, "mtls_endpoint_aliases is no JSON object"},
-		"cut off":             {http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Content-Length", "9"); io.WriteString(w, "{") }), "broke the connection off"},
+		"cut off": {http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", "9")
+			io.WriteString(w, "{")
+		}), "broke the connection off"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := publish(t)
@@ -241,7 +244,9 @@ func TestDiscoveryEndsInTime(t *testing.T) {
 	p := profileFor(t, c)
 	for name, ctx := range map[string]func() (context.Context, context.CancelFunc){
 		"the profile's time-out": func() (context.Context, context.CancelFunc) { return t.Context(), func() {} },
-		"the caller's":           func() (context.Context, context.CancelFunc) { return context.WithTimeout(t.Context(), 50*time.Millisecond) },
+		"the caller's": func() (context.Context, context.CancelFunc) {
+			return context.WithTimeout(t.Context(), 50*time.Millisecond)
+		},
 	} {
 		ctx, cancel := ctx()
 		start := time.Now()

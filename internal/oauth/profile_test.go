@@ -221,23 +221,23 @@ func TestIdentityAndCredential(t *testing.T) {
 		change               func(*oauth.ProfileConfig)
 		identity, credential bool // the same
 	}{
-		"nothing":    {"password", func(*oauth.ProfileConfig) {}, true, true},
-		"scopes":     {"password", func(c *oauth.ProfileConfig) { c.Scopes = nil }, true, true},
-		"name":       {"password", func(c *oauth.ProfileConfig) { c.Name = "other" }, true, true},
-		"endpoint":   {"password", func(c *oauth.ProfileConfig) { c.TokenURL += "/other" }, false, true},
-		"issuer":     {"password", func(c *oauth.ProfileConfig) { c.Issuer, c.TokenURL, c.AuthorizationURL = "https://h", "", "" }, false, true},
-		"client":     {"password", func(c *oauth.ProfileConfig) { c.ClientID = "other" }, false, true},
-		"audience":   {"password", func(c *oauth.ProfileConfig) { c.Audience = "other" }, false, true},
-		"resource":   {"password", func(c *oauth.ProfileConfig) { c.Resource = c.Resource[:1] }, false, true},
-		"extra":      {"password", func(c *oauth.ProfileConfig) { c.Extra = map[string]string{"extra": "other"} }, false, true},
-		"user":       {"password", func(c *oauth.ProfileConfig) { c.Username = broker.NewSecret("other") }, false, false},
-		"password":   {"password", func(c *oauth.ProfileConfig) { c.Password = broker.NewSecret("other") }, true, false},
-		"secret":     {"password", func(c *oauth.ProfileConfig) { c.ClientSecrets = []broker.Secret{broker.NewSecret("other")} }, true, false},
-		"style":      {"password", func(c *oauth.ProfileConfig) { c.ClientAuth = oauth.ClientSecretBasic }, true, true},
-		"grant":      {"code", func(c *oauth.ProfileConfig) { c.GrantType = broker.ClientCredentials }, false, true},
-		"redirect":   {"code", func(c *oauth.ProfileConfig) { c.RedirectURL += "/other" }, true, true}, // an edit must not cost the consent
-		"new pair":   {"tls", func(c *oauth.ProfileConfig) { c.Certificate, c.PrivateKey = otherCertificate, otherKey }, false, false},
-		"by secret":  {"tls", func(c *oauth.ProfileConfig) { *c = profileConfig("https://h") }, false, false},
+		"nothing":   {"password", func(*oauth.ProfileConfig) {}, true, true},
+		"scopes":    {"password", func(c *oauth.ProfileConfig) { c.Scopes = nil }, true, true},
+		"name":      {"password", func(c *oauth.ProfileConfig) { c.Name = "other" }, true, true},
+		"endpoint":  {"password", func(c *oauth.ProfileConfig) { c.TokenURL += "/other" }, false, true},
+		"issuer":    {"password", func(c *oauth.ProfileConfig) { c.Issuer, c.TokenURL, c.AuthorizationURL = "https://h", "", "" }, false, true},
+		"client":    {"password", func(c *oauth.ProfileConfig) { c.ClientID = "other" }, false, true},
+		"audience":  {"password", func(c *oauth.ProfileConfig) { c.Audience = "other" }, false, true},
+		"resource":  {"password", func(c *oauth.ProfileConfig) { c.Resource = c.Resource[:1] }, false, true},
+		"extra":     {"password", func(c *oauth.ProfileConfig) { c.Extra = map[string]string{"extra": "other"} }, false, true},
+		"user":      {"password", func(c *oauth.ProfileConfig) { c.Username = broker.NewSecret("other") }, false, false},
+		"password":  {"password", func(c *oauth.ProfileConfig) { c.Password = broker.NewSecret("other") }, true, false},
+		"secret":    {"password", func(c *oauth.ProfileConfig) { c.ClientSecrets = []broker.Secret{broker.NewSecret("other")} }, true, false},
+		"style":     {"password", func(c *oauth.ProfileConfig) { c.ClientAuth = oauth.ClientSecretBasic }, true, true},
+		"grant":     {"code", func(c *oauth.ProfileConfig) { c.GrantType = broker.ClientCredentials }, false, true},
+		"redirect":  {"code", func(c *oauth.ProfileConfig) { c.RedirectURL += "/other" }, true, true}, // an edit must not cost the consent
+		"new pair":  {"tls", func(c *oauth.ProfileConfig) { c.Certificate, c.PrivateKey = otherCertificate, otherKey }, false, false},
+		"by secret": {"tls", func(c *oauth.ProfileConfig) { *c = profileConfig("https://h") }, false, false},
 		"consents": {"code", func(c *oauth.ProfileConfig) {
 			c.ClientAuth, c.ClientSecrets, c.PrivateKey = oauth.PrivateKeyJWT, nil, key
 		}, true, false},
