@@ -1,12 +1,18 @@
 package vantage_test
 
 import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/vantage"
+	"github.com/tokenbroker/tokenbroker/internal/vantage/sandbox"
 )
 
 func TestTheSignInProfile(t *testing.T) {
@@ -65,4 +71,71 @@ func TestWhoseCodeItIs(t *testing.T) {
 			t.Errorf("%q: %+v", iss, e)
 		}
 	}
+}
+
+// The whole of a sign-in, with a person who fills in the sandbox's page.
+func TestASignInAgainstTheSandbox(t *testing.T) {
+	s, base := newSandbox(t, sandbox.Options{})
+	for _, tenant := range []string{"", sandbox.DemoTenant} {
+		c := config(base, "not yet known", s.ClientSecret("review"))
+		signIn(&c)
+		c.ClientID, c.TenantID, c.RedirectURL = "review", tenant, "http://127.0.0.1:7444/oauth/callback"
+		p := profileFor(t, c)
+		a := p.Issuer.(broker.Authorizer)
+		const verifier = "a-verifier-of-43-characters-at-the-least-0123"
+		challenge := sha256.Sum256([]byte(verifier))
+		at, err := a.AuthorizationURL(t.Context(), broker.AuthorizationRequest{State: "state", Challenge: base64.RawURLEncoding.EncodeToString(challenge[:])})
+		if err != nil {
+			t.Fatal(err)
+		}
+		back := fillIn(t.Context(), t, at)
+		if back.Get("state") != "state" || back.Get("iss") == "" {
+			t.Errorf("the browser came back with %v", back)
+		}
+		if err := a.CheckIssuer(t.Context(), back.Get("iss")); err != nil {
+			t.Error(err)
+		}
+		s.ResetCalls()
+		code := broker.CodeExchange{Code: broker.NewSecret(back.Get("code")), Verifier: broker.NewSecret(verifier)}
+		first, err := a.Exchange(t.Context(), code)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if first.RefreshToken.IsEmpty() || first.Account.Subject == "" {
+			t.Errorf("the account is %+v", first.Account)
+		}
+		second, err := p.Issuer.Issue(t.Context(), broker.Request{Scopes: c.Scopes, RefreshToken: first.RefreshToken})
+		if err != nil || second.RefreshToken.Equal(first.RefreshToken) {
+			t.Errorf("the refresh token was not rotated (error %v)", err)
+		}
+		if _, err := a.Exchange(t.Context(), code); issueError(t, err).Kind != broker.GrantDead {
+			t.Errorf("a used code is %v", err)
+		}
+		got := s.Calls().ByGrant["authorization_code"]
+		if got["success"] != 1 || got["invalid_client"] != 1 || got["invalid_grant"] != 1 {
+			t.Errorf("the sandbox counted %v", got)
+		}
+	}
+}
+
+// fillIn signs in on the page at a URL, and returns what came back with the
+// browser.
+func fillIn(ctx context.Context, t *testing.T, at string) url.Values {
+	t.Helper()
+	form := url.Values{"username": {"reviewer@example.com"}, "password": {sandbox.DemoPassword}, "action": {"allow"}}
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, at, strings.NewReader(form.Encode()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	response, err := http.DefaultTransport.RoundTrip(request) // which follows no redirect
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	target, err := response.Location()
+	if err != nil {
+		t.Fatalf("the page answered %d: %v", response.StatusCode, err)
+	}
+	return target.Query()
 }
