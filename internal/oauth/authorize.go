@@ -88,11 +88,11 @@ func (a *authorizer) CheckIssuer(ctx context.Context, iss string) error {
 	case len(expected) == 0:
 		flaw = "names an issuer, and none is known to compare it with: set issuer instead of token_url"
 	default:
-		flaw = fmt.Sprintf("names another issuer than %s", strings.Join(expected, " or "))
+		flaw = "names another issuer than " + strings.Join(expected, " or ")
 	}
 	return &broker.IssueError{
-		Kind:    broker.Malformed,
-		Text:    "the response to the sign-in " + flaw + ", so the code is not used: start the sign-in again, and if that does not help, find out who sends these responses",
+		Kind:    broker.RequestRejected,
+		Text:    "the response to the sign-in " + flaw,
 		Outcome: broker.Unsent,
 	}
 }

@@ -92,7 +92,7 @@ func TestCheckIssuer(t *testing.T) {
 				return
 			}
 			e := failure(t, nil, err)
-			wantKind(t, e, broker.Malformed, strings.ReplaceAll(tc.words, "BASE", s.base), "start the sign-in again")
+			wantKind(t, e, broker.RequestRejected, strings.ReplaceAll(tc.words, "BASE", s.base))
 			wantOutcome(t, e, broker.Unsent)
 			if strings.Contains(e.Text, "evil") {
 				t.Errorf("what a stranger sent is shown: %s", e.Text)

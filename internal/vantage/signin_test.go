@@ -67,7 +67,7 @@ func TestWhoseCodeItIs(t *testing.T) {
 		}
 	}
 	for _, iss := range []string{"https://vantage.example.com", "https://vantage.example.com/auth2/", "https://vantage.example.com/auth2/tenant-2", "https://evil.example/auth2"} {
-		if e := issueError(t, check(t.Context(), iss)); e.Kind != broker.Malformed || e.Outcome != broker.Unsent || strings.Contains(e.Text, "evil") {
+		if e := issueError(t, check(t.Context(), iss)); e.Kind != broker.RequestRejected || e.Outcome != broker.Unsent || strings.Contains(e.Text, "evil") {
 			t.Errorf("%q: %+v", iss, e)
 		}
 	}
