@@ -76,6 +76,14 @@ type Server struct {
 type Admin struct {
 	// Address is host:port.
 	Address string
+	// TLS asks for a client certificate where there are authorities to judge
+	// it, and goes on without one. Nil means plain HTTP.
+	TLS *tls.Config
+	// BearerToken opens the console to whoever knows it; empty opens nothing.
+	BearerToken broker.Secret
+	// URL of the console as browsers see it, without a slash at its end; empty
+	// if nobody says.
+	URL string
 }
 
 // Store says where replicas share tokens.

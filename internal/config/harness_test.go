@@ -24,7 +24,7 @@ import (
 const canary = "Canary-7f3a9"
 
 // variables are the environment of the tests.
-var variables = map[string]string{"SECRET": canary + "-env", "EMPTY": "", "BLANKS": " " + canary + " "}
+var variables = map[string]string{"SECRET": canary + "-env", "EMPTY": "", "BLANKS": " " + canary + " ", "TOKEN": canary + "-0123456789", "SHORT": canary}
 
 var options = config.Options{
 	FingerprintKey: []byte("the key of these tests"),
