@@ -16,8 +16,8 @@
 //
 //   - A load succeeds completely or not at all. Nothing that was loaded before
 //     changes.
-//   - Every field of the schema is either used or refused; what this version
-//     cannot do yet is a problem (see unavailable.go), never ignored.
+//   - Every field of the schema is used. One that has no effect where it is
+//     written is a problem or a warning, never ignored.
 //   - No network is touched: authorization servers may be down.
 //   - No secret is in a problem, a warning or an error, not even one that was
 //     written in the wrong place: problems show keys, paths and names only

@@ -78,29 +78,16 @@ func (l *load) certificate(at string, message keyPair) *tls.Certificate {
 		return nil
 	}
 	l.warnIfOpen(message.GetPrivateKey(), keyAt)
-	return l.pair(chain, key, message.GetCertificate(), keyAt, l.shown(message.GetPrivateKey()))
-}
-
-// clientCertificate returns the chain with which a profile's client proves
-// itself, PEM. The key beside it is a secret like others.
-func (l *load) clientCertificate(at, name string, reference *configv1.Secret) []byte {
-	chain := l.chain(child(at, "certificate"), name)
-	if key := l.secrets[reference]; chain != nil && !key.IsEmpty() {
-		l.pair(chain, []byte(key.Reveal()), name, l.nearer(child(at, "private_key"), "file.env.value"), "the secret")
-	}
-	return chain
-}
-
-// pair notes what is wrong with the key: the certificate is right.
-func (l *load) pair(chain, key []byte, name, keyAt, shownKey string) *tls.Certificate {
+	// The certificate is right, so every error is the key's.
 	pair, err := tls.X509KeyPair(chain, key)
 	switch {
 	case err == nil:
 		return &pair
 	case strings.Contains(err.Error(), "does not match"):
-		l.problem(keyAt, fmt.Sprintf("%s does not belong to the certificate in %s: use the two that were made together", shownKey, l.shown(name)))
+		l.problem(keyAt, fmt.Sprintf("%s does not belong to the certificate in %s: use the two that were made together",
+			l.shown(message.GetPrivateKey()), l.shown(message.GetCertificate())))
 	default:
-		l.problem(keyAt, fmt.Sprintf("%s has no private key that can be used: it must be PEM and not encrypted", shownKey))
+		l.problem(keyAt, fmt.Sprintf("%s has no private key that can be used: it must be PEM and not encrypted", l.shown(message.GetPrivateKey())))
 	}
 	return nil
 }
