@@ -28,6 +28,7 @@ type attempt struct {
 	progress atomic.Int32  // a stage
 	oneTime  *oneTime      // nil unless the request is one
 	hush     *redactor     // see redactor
+	json     []byte        // the body of an API request; nil for any other
 }
 
 // stage is how far an attempt has come. Net/http reports it from goroutines of
@@ -99,7 +100,7 @@ func (a *attempt) send(ctx context.Context) (*answer, error) {
 // answer holds what came before it; nil when there was none at all.
 func (a *attempt) exchange(ctx context.Context, over http.RoundTripper) (*answer, error) {
 	ctx = httptrace.WithClientTrace(ctx, a.trace())
-	response, err := over.RoundTrip(a.client.newHTTPRequest(ctx, a.endpoint.url, a.request))
+	response, err := over.RoundTrip(a.newHTTPRequest(ctx))
 	if err != nil {
 		return nil, err
 	}
@@ -109,6 +110,13 @@ func (a *attempt) exchange(ctx context.Context, over http.RoundTripper) (*answer
 		answer.body, err = io.ReadAll(io.LimitReader(response.Body, maxBodyBytes+1))
 	}
 	return answer, err
+}
+
+func (a *attempt) newHTTPRequest(ctx context.Context) *http.Request {
+	if a.json != nil {
+		return a.newJSONRequest(ctx)
+	}
+	return a.client.newHTTPRequest(ctx, a.endpoint.url, a.request)
 }
 
 // bodyMatters is false where the status says everything; after 101 the body is

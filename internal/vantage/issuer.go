@@ -12,8 +12,10 @@ import (
 	"github.com/tokenbroker/tokenbroker/internal/oauth"
 )
 
-// issuer speaks for one profile. It implements broker.Issuer and broker.Revoker.
+// issuer speaks for one profile. It implements broker.Issuer, broker.Revoker and
+// broker.Administrator.
 type issuer struct {
+	administration
 	client             *oauth.Client
 	grantType          broker.GrantType
 	scopes             []string // the profile's
@@ -29,6 +31,8 @@ type issuer struct {
 
 func newIssuer(config Config, client *oauth.Client, secrets []broker.Secret) *issuer {
 	return &issuer{
+		administration: newAdministration(config, client),
+
 		client:    client,
 		grantType: config.GrantType,
 		scopes:    slices.Clone(config.Scopes),
