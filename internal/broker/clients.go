@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -103,10 +104,7 @@ func (b *Broker) administrator(name string, tenant *string) (Administrator, erro
 	}
 	admin, ok := p.Issuer.(Administrator)
 	if !ok {
-		return nil, &Error{
-			Reason: ReasonInvalidRequest, Field: "profile",
-			Text: fmt.Sprintf("profile %s is one of %s, whose clients cannot be administered from here; name a profile of Vantage", name, p.Provider),
-		}
+		return nil, notAdministered(p.Profile)
 	}
 	if *tenant == "" {
 		*tenant = admin.Tenant()
@@ -120,20 +118,11 @@ func (b *Broker) administrator(name string, tenant *string) (Administrator, erro
 	return admin, nil
 }
 
-// createSecret makes the one request that creates a secret, by the right of the
-// token of the profile with this name. Whatever becomes of ctx, its answer is
-// awaited.
-func (b *Broker) createSecret(ctx context.Context, name string, admin Administrator, spec ClientSecretSpec) (*ClientSecret, error) {
-	token, _, err := b.Issue(ctx, name, nil, Demand{})
-	if err != nil {
-		return nil, err
+func notAdministered(p *Profile) *Error {
+	return &Error{
+		Reason: ReasonInvalidRequest,
+		Text:   fmt.Sprintf("profile %s is one of %s, whose clients cannot be administered from here; name a profile of Vantage", p.Name, p.Provider),
 	}
-	s, err := admin.CreateClientSecret(context.WithoutCancel(ctx), token.Access, spec)
-	if err != nil {
-		return nil, b.administrationFailed(name, fmt.Sprintf("creating a secret for client %s with the token of profile %s", spec.ClientID, name), err)
-	}
-	b.log.Info("client secret created", "profile", name, "tenant_id", spec.TenantID, "client_id", spec.ClientID, "description", spec.Description, "end", s.End)
-	return s, nil
 }
 
 // administrationFailed puts a failure of the administration into a caller's
@@ -184,8 +173,145 @@ func (b *Broker) CreateClientSecret(ctx context.Context, name string, spec Clien
 	if err := spec.check(); err != nil {
 		return nil, 0, err
 	}
-	s, err := b.createSecret(ctx, name, admin, spec)
-	return s, ToCaller, err
+	if deliverTo != "" {
+		return b.deliverSecret(ctx, name, spec, deliverTo)
+	}
+	token, _, err := b.Issue(ctx, name, nil, Demand{})
+	if err != nil {
+		return nil, 0, err
+	}
+	s, err := admin.CreateClientSecret(context.WithoutCancel(ctx), token.Access, spec)
+	if err != nil {
+		return nil, 0, b.administrationFailed(name, fmt.Sprintf("creating a secret for client %s with the token of profile %s", spec.ClientID, name), err)
+	}
+	b.log.Info("client secret created", "profile", name, "tenant_id", spec.TenantID, "client_id", spec.ClientID, "description", spec.Description, "end", s.End)
+	return s, ToCaller, nil
+}
+
+// deliverSecret creates a secret as in a rotation of the profile's that gets it.
+func (b *Broker) deliverSecret(ctx context.Context, name string, spec ClientSecretSpec, deliverTo string) (*ClientSecret, Delivery, error) {
+	r, delivery, err := b.renewalFor(deliverTo, name)
+	if err != nil {
+		return nil, 0, err
+	}
+	if spec.ClientID != r.spec.ClientID || r.spec.TenantID != "" && spec.TenantID != r.spec.TenantID {
+		return nil, 0, &Error{
+			Reason: ReasonInvalidRequest, Field: "client_id",
+			Text: fmt.Sprintf("profile %s is the client %s of tenant %q, which a secret of client %s of tenant %q is of no use to",
+				deliverTo, r.spec.ClientID, r.spec.TenantID, spec.ClientID, spec.TenantID),
+		}
+	}
+	if spec.Start.After(time.Now()) {
+		return nil, 0, &Error{
+			Reason: ReasonInvalidRequest, Field: "start_time",
+			Text: fmt.Sprintf("a secret that is not valid yet cannot be put into use by profile %s; leave start_time out", deliverTo),
+		}
+	}
+	r.spec = spec
+	record, err := r.run(ctx)
+	if err != nil {
+		return nil, 0, r.toCaller(ctx, err)
+	}
+	return &ClientSecret{Start: record.Current.Start, End: record.Current.End}, delivery, nil
+}
+
+// Rotated is what RotateClientSecret has brought about.
+type Rotated struct {
+	// Start and End of the secret in use.
+	Start, End time.Time
+	// PreviousEnd of the one before, which is the second choice until then; zero
+	// if that is not known.
+	PreviousEnd time.Time
+	Delivery    Delivery
+}
+
+// RotateClientSecret replaces the client secret of a profile, by the right of the
+// token of the profile admin: empty is what the configuration says, or the
+// profile itself. The new one ends then; zero is what the configuration says, or
+// what the server decides. A rotation that was cut short is continued. The error
+// is an *Error or ctx's; whatever it is, the profile goes on with a secret that
+// works.
+func (b *Broker) RotateClientSecret(ctx context.Context, name, admin string, end time.Time) (*Rotated, error) {
+	r, delivery, err := b.renewalFor(name, admin)
+	if err != nil {
+		return nil, err
+	}
+	if !end.IsZero() {
+		r.spec.End = end
+	}
+	before, err := r.look(ctx)
+	if err != nil {
+		return nil, r.toCaller(ctx, err)
+	}
+	r.finish = true
+	r.needed = func(now secretRecord) bool { // unless another one was just put into use
+		return now.Current == nil || before.Current != nil && now.Current.Value.Equal(before.Current.Value.Secret)
+	}
+	record, err := r.run(ctx)
+	if err != nil {
+		return nil, r.toCaller(ctx, err)
+	}
+	done := &Rotated{Start: record.Current.Start, End: record.Current.End, Delivery: delivery}
+	if len(record.Previous) > 0 {
+		done.PreviousEnd = record.Previous[0].End
+	}
+	return done, nil
+}
+
+// renewalFor prepares a renewal that somebody has asked for, if there is a place
+// to put the secret.
+func (b *Broker) renewalFor(name, admin string) (*renewal, Delivery, error) {
+	b.configuring.Lock()
+	i := slices.IndexFunc(b.configured, func(p *Profile) bool { return p.Name == name })
+	if i < 0 {
+		b.configuring.Unlock()
+		return nil, 0, &Error{Reason: ReasonProfileUnknown, Text: fmt.Sprintf("there is no profile %q", name)}
+	}
+	p := b.configured[i]
+	b.configuring.Unlock()
+	r, err := b.renewalOf(p, admin)
+	if err != nil {
+		return nil, 0, err
+	}
+	r.patient, r.needed = true, func(secretRecord) bool { return true }
+	if _, err := b.administrator(r.admin, &r.spec.TenantID); err != nil {
+		return nil, 0, err
+	}
+	switch {
+	case p.Rotation != nil:
+		return r, ToStore, nil
+	case p.SecretFile == "" || b.secretFiles == nil:
+		return nil, 0, &Error{
+			Reason: ReasonInvalidRequest,
+			Text:   fmt.Sprintf("a new client secret of profile %s could not be put anywhere: set secret_rotation in its configuration, to have it in the store, or let client_secret be a file that the broker can replace", name),
+		}
+	}
+	if err := b.secretFiles.Check(p.SecretFile); err != nil {
+		return nil, 0, b.notWritable(p, err)
+	}
+	return r, ToFile, nil
+}
+
+func (b *Broker) notWritable(p *Profile, err error) *Error {
+	return &Error{
+		Reason: ReasonStoreUnavailable, Err: err,
+		Text: fmt.Sprintf("putting a new client secret of profile %s into its file: %v", p.Name, err),
+	}
+}
+
+// toCaller is an error of a renewal as its caller sees it.
+func (r *renewal) toCaller(ctx context.Context, err error) error {
+	var e *Error
+	switch {
+	case errors.As(err, &e):
+		return e
+	case ctx.Err() != nil:
+		return ctx.Err()
+	}
+	return &Error{
+		Reason: ReasonStoreUnavailable, RetryAfter: time.Second, Err: err,
+		Text: fmt.Sprintf("renewing the client secret of profile %s: it was cut short; the next attempt goes on with it", r.profile.Name),
+	}
 }
 
 // Secrets live for a day at the least.

@@ -107,6 +107,22 @@ func (s *profileAdmin) CreateClientSecret(ctx context.Context, r *pb.CreateClien
 	}, nil
 }
 
+func (s *profileAdmin) RotateClientSecret(ctx context.Context, r *pb.RotateClientSecretRequest) (*pb.RotateClientSecretResponse, error) {
+	c, err := s.authorizeBoth(ctx, r.GetProfile(), r.GetAdminProfile())
+	if err != nil {
+		return nil, err
+	}
+	rotated, err := s.broker.RotateClientSecret(ctx, r.GetProfile(), r.GetAdminProfile(), instant(r.GetExpireTime()))
+	if err != nil {
+		return nil, fromBroker(err, c, r.GetProfile(), administer)
+	}
+	s.log.Info("caller rotated a client secret", "caller", c.name, "profile", r.GetProfile(), "request_id", requestID(ctx))
+	return &pb.RotateClientSecretResponse{
+		StartTime: timestamp(rotated.Start), ExpireTime: timestamp(rotated.End), PreviousExpireTime: timestamp(rotated.PreviousEnd),
+		Delivery: deliveries[rotated.Delivery],
+	}, nil
+}
+
 // authorizeBoth returns the caller if it may administer the profile, and also the
 // other one if there is one.
 func (s *profileAdmin) authorizeBoth(ctx context.Context, profile, other string) (*caller, error) {
