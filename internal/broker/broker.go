@@ -87,6 +87,8 @@ type Broker struct {
 
 	reach   reach
 	unsaved unsaved
+	// consents are those that were seen last.
+	consents consents
 
 	// stop ends what flights do for their callers.
 	ctx  context.Context
@@ -154,7 +156,7 @@ func (b *Broker) Configure(configured []*Profile) {
 	b.configuring.Lock()
 	defer b.configuring.Unlock()
 	b.configured = configured
-	b.keep(configured)
+	b.startKeepers(configured)
 	b.replace(configured)
 }
 
@@ -209,6 +211,7 @@ func (b *Broker) replace(configured []*Profile) {
 			gates[identity] = g // a profile that comes back must not try a refused password again
 		}
 	}
+	b.consents.retain(entries)
 	b.entries, b.gates, b.clients = entries, gates, clients
 	b.profiles.Store(&next)
 }

@@ -46,9 +46,9 @@ const (
 	keeperLooks = time.Hour
 )
 
-// keep starts the keepers that profiles need, goes on with those that there are,
+// startKeepers starts the keepers that profiles need, goes on with those that there are,
 // and stops all others. b.configuring is held.
-func (b *Broker) keep(configured []*Profile) {
+func (b *Broker) startKeepers(configured []*Profile) {
 	kept := make(map[string]*keeper)
 	for _, p := range configured {
 		family := p.secretsFamily()

@@ -14,12 +14,15 @@ import (
 )
 
 // APIRequest is one POST of JSON to an API of the authorization server's,
-// authorized by a token (RFC 6750 section 2.1).
+// authorized by a bearer token (RFC 6750 section 2.1).
 type APIRequest struct {
 	// Role is how messages call the API: "client administration".
 	Role string
-	// URL of the API, which is as safe as that of the token endpoint.
+	// URL of the API.
 	URL string
+	// AllowInsecureHTTP admits an http:// URL of a host that is not a loopback
+	// one.
+	AllowInsecureHTTP bool
 	// Token that authorizes the request.
 	Token broker.Secret
 	// Body is encoded as JSON. It holds no secret.
@@ -33,7 +36,7 @@ type APIRequest struct {
 // refusals, with what the server says of them (RFC 9457), and Ambiguous where the
 // server may have done what was asked for.
 func (c *Client) PostJSON(ctx context.Context, request APIRequest) ([]byte, error) {
-	to, err := parseEndpoint(request.Role, request.URL, c.token.url.Scheme == "http")
+	to, err := parseEndpoint(request.Role, "its URL", request.URL, request.AllowInsecureHTTP)
 	if err != nil {
 		return nil, notMade(request, err)
 	}
@@ -41,13 +44,15 @@ func (c *Client) PostJSON(ctx context.Context, request APIRequest) ([]byte, erro
 	if err != nil {
 		return nil, notMade(request, err)
 	}
-	a := newAttempt(ctx, c, to, TokenRequest{Secrets: map[string]broker.Secret{"token": request.Token}})
-	a.json = body
-	answer, failure := a.ask(ctx)
-	if failure == nil {
-		failure = a.judgeAPI(answer)
+	a := newAttempt(ctx, c, TokenRequest{Secrets: map[string]broker.Secret{"token": request.Token}})
+	a.endpoint = to
+	ctx, cancel := context.WithDeadline(ctx, a.deadline)
+	defer cancel()
+	answer, err := a.exchange(a.newJSONRequest(ctx, string(body)), c.transport.http)
+	if err != nil {
+		return nil, a.unanswered(ctx, err, answer)
 	}
-	if failure != nil {
+	if failure := a.judgeAPI(answer); failure != nil {
 		return nil, failure
 	}
 	return answer.body, nil
@@ -61,9 +66,9 @@ func notMade(request APIRequest, err error) *broker.IssueError {
 }
 
 // newJSONRequest is an API request on the wire's terms.
-func (a *attempt) newJSONRequest(ctx context.Context) *http.Request {
+func (a *attempt) newJSONRequest(ctx context.Context, body string) *http.Request {
 	h := a.client.newHTTPRequest(ctx, a.endpoint.url, TokenRequest{})
-	h.Body, h.ContentLength = readCloser(string(a.json)), int64(len(a.json))
+	h.Body, h.ContentLength = readCloser(body), int64(len(body))
 	h.Header.Set("Content-Type", "application/json")
 	h.Header.Set("Authorization", "Bearer "+a.request.Secrets["token"].Reveal())
 	return h

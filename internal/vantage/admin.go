@@ -15,18 +15,20 @@ import (
 )
 
 // administration is Vantage's API for clients and their secrets, as a profile
-// reaches it. It implements broker.Administrator but for Prove.
+// reaches it. It implements broker.Administrator.
 type administration struct {
 	client           *oauth.Client
 	base             string // up to the tenant
 	tenant, clientID string
+	grantType        broker.GrantType
+	scopes           []string
+	insecure         bool
 }
 
-func newAdministration(config Config, client *oauth.Client) administration {
-	base, _ := config.base() // checked with the rest of config
+func newAdministration(config Config, base string, client *oauth.Client) administration {
 	return administration{
-		client: client, base: base + "/api/adminapi2/v2/tenants/",
-		tenant: config.TenantID, clientID: config.ClientID,
+		client: client, base: base + "/api/adminapi2/v2/tenants/", tenant: config.TenantID, clientID: config.ClientID,
+		grantType: config.GrantType, scopes: config.Scopes, insecure: config.AllowInsecureHTTP,
 	}
 }
 
@@ -62,7 +64,7 @@ func (a administration) CreateClient(ctx context.Context, token broker.Secret, s
 	if err != nil {
 		return err
 	}
-	_, err = a.client.PostJSON(ctx, oauth.APIRequest{Role: role, URL: to, Token: token, Body: newClient{
+	_, err = a.post(ctx, to, token, newClient{
 		ClientID:                         spec.ClientID,
 		ClientName:                       spec.ClientName,
 		AllowOfflineAccess:               spec.AllowOfflineAccess,
@@ -78,7 +80,7 @@ func (a administration) CreateClient(ctx context.Context, token broker.Secret, s
 		RedirectURIs:                     list(spec.RedirectURIs),
 		AccessTokenLifetime:              int64(spec.AccessTokenLifetime / time.Second),
 		RefreshTokenLifetime:             int64(spec.RefreshTokenLifetime / time.Second),
-	}})
+	})
 	return refusedAdministration(err, fmt.Sprintf("the client %s may exist: look in Vantage before it is created again", spec.ClientID))
 }
 
@@ -111,9 +113,9 @@ func (a administration) CreateClientSecret(ctx context.Context, token broker.Sec
 		return nil, err
 	}
 	asked := time.Now()
-	body, err := a.client.PostJSON(ctx, oauth.APIRequest{Role: role, URL: to, Token: token, Body: newSecret{
+	body, err := a.post(ctx, to, token, newSecret{
 		Description: spec.Description, StartTime: instant(spec.Start), Expiration: instant(spec.End),
-	}})
+	})
 	const mayExist = "a secret that nobody knows may exist"
 	if err != nil {
 		return nil, refusedAdministration(err, fmt.Sprintf("%s: look for it among the secrets of %s in Vantage%s", mayExist, spec.ClientID, described(spec)))
@@ -160,6 +162,10 @@ func instant(t time.Time) string {
 // role is how messages call the API.
 const role = "client administration"
 
+func (a administration) post(ctx context.Context, to string, token broker.Secret, body any) ([]byte, error) {
+	return a.client.PostJSON(ctx, oauth.APIRequest{Role: role, URL: to, AllowInsecureHTTP: a.insecure, Token: token, Body: body})
+}
+
 // url of a collection of a tenant. It ends in a slash, as documented.
 func (a administration) url(tenant string, segments ...string) (string, error) {
 	to := a.base
@@ -183,9 +189,9 @@ func refusedAdministration(err error, mayExist string) error {
 	case !errors.As(err, &e):
 		return err
 	case e.Kind == broker.ClientRejected:
-		return more(err, "; the token's owner must be a Tenant Administrator of this tenant, and the token must not have been revoked")
+		return more(e, "; the token's owner must be a Tenant Administrator of this tenant, and the token must not have been revoked")
 	case e.Outcome == broker.OutcomeUnknown:
-		return more(err, "; "+mayExist)
+		return more(e, "; "+mayExist)
 	}
 	return err
 }
@@ -196,18 +202,25 @@ func refusedAdministration(err error, mayExist string) error {
 // looks at the grant, so that invalid_client refuses the secret, and any other
 // code can only come after the secret was taken. Neither a password nor a real
 // refresh token is at risk.
-func (i *issuer) Prove(ctx context.Context, secret broker.Secret) error {
-	request := oauth.TokenRequest{GrantType: broker.ClientCredentials, Scopes: i.scopes, ClientSecret: secret}
-	if i.grantType != broker.ClientCredentials {
+func (a administration) Prove(ctx context.Context, secret broker.Secret) error {
+	request := oauth.TokenRequest{GrantType: broker.ClientCredentials, Scopes: a.scopes, ClientSecret: secret}
+	if a.grantType != broker.ClientCredentials {
 		request = oauth.TokenRequest{
 			GrantType: oauth.RefreshToken, ClientSecret: secret,
 			Secrets: map[string]broker.Secret{"refresh_token": broker.NewSecret(rand.Text())},
 		}
 	}
-	_, err := i.client.RequestToken(ctx, request)
+	_, err := a.client.RequestToken(ctx, request)
 	var e *broker.IssueError
 	if errors.As(err, &e) && e.Outcome == broker.Answered && (e.Kind == broker.GrantDead || e.Kind == broker.RequestRejected) {
 		return nil
 	}
 	return err
+}
+
+// more is e with more to say.
+func more(e *broker.IssueError, text string) error {
+	told := *e
+	told.Text += text
+	return &told
 }
