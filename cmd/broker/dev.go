@@ -73,6 +73,7 @@ func (d *dev) run(ctx context.Context, stdout, stderr io.Writer) error {
 	s, err := newServer(serverOptions{
 		log:        slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 		reflection: true,
+		admin:      adminOptions{local: true},
 	})
 	if err != nil {
 		return err
