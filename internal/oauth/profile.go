@@ -40,7 +40,7 @@ type ProfileConfig struct {
 	ClientSecrets []broker.Secret
 	// PrivateKey, PEM, for private_key_jwt and tls_client_auth.
 	PrivateKey broker.Secret
-	// Certificate and the chain above it, PEM, for tls_client_auth: valid now.
+	// Certificate and the chain above it, PEM, for tls_client_auth.
 	Certificate []byte
 	// KeyID is sent as kid with private_key_jwt; empty sends none.
 	KeyID string
