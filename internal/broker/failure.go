@@ -38,7 +38,9 @@ func failureError(p *Profile, f Failure, rest time.Duration) *Error {
 		e.Reason = ReasonEndpointThrottled
 		advice = "the endpoint is left alone; next attempt " + restText(rest)
 	case Dead:
-		return authorizationNeeded(p, f.Text)
+		e := authorizationNeeded(p, f.Text)
+		e.Code = f.Code
+		return e
 	case Rejection:
 		e.Reason, e.RetryAfter, e.credential = ReasonCredentialsRejected, 0, f.Credential
 		advice = rejectedAdvice(p, f, rest)
