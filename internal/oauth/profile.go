@@ -107,15 +107,15 @@ func NewProfile(config ProfileConfig) (*broker.Profile, error) {
 	if err != nil {
 		return nil, err
 	}
-	i := newIssuer(config, client)
+	i, server := newIssuer(config, client), config.server(client)
 	canRevoke := config.Issuer != "" || config.RevocationURL != ""
 	return &broker.Profile{
 		Name:            config.Name,
 		Provider:        config.Provider,
 		GrantType:       config.GrantType,
 		Scopes:          slices.Clone(config.Scopes),
-		Identity:        config.identity(client.Endpoint()),
-		ConsentIdentity: config.consentIdentity(client.Endpoint()),
+		Identity:        config.identity(server),
+		ConsentIdentity: config.consentIdentity(server),
 		Credential:      config.credential(i.secrets),
 		Issuer:          i.capable(canRevoke, newAuthorizer(config, i)),
 		RefreshTokens:   config.refreshTokens(),
@@ -139,11 +139,20 @@ func (c ProfileConfig) refreshTokens() bool {
 		c.GrantType == broker.Password && slices.Contains(c.Scopes, offlineAccess)
 }
 
+// server names whom the client asks. Its URL's query may say which tenant, and may
+// be secret.
+func (c ProfileConfig) server(client *Client) string {
+	if client.fixed == nil || client.fixed.token.url.RawQuery == "" {
+		return client.Endpoint()
+	}
+	return client.Endpoint() + "?" + broker.Fingerprint(c.FingerprintKey, broker.NewSecret(client.fixed.token.url.RawQuery))
+}
+
 // identity names what would be issued. A user's name can be guessed, so it is in
 // there by its fingerprint. How the client authenticates is not, unless tokens
 // may be bound to that (RFC 8705 section 3), nor what only shapes a sign-in.
-func (c ProfileConfig) identity(endpoint string) string {
-	parts := []string{endpoint, c.ClientID, string(c.GrantType), c.Audience, strings.Join(c.Resource, " ")}
+func (c ProfileConfig) identity(server string) string {
+	parts := []string{server, c.ClientID, string(c.GrantType), c.Audience, strings.Join(c.Resource, " ")}
 	if c.GrantType == broker.Password {
 		parts = append(parts, "user", broker.Fingerprint(c.FingerprintKey, c.Username))
 	}
@@ -157,8 +166,8 @@ func (c ProfileConfig) identity(endpoint string) string {
 }
 
 // consentIdentity names whose consent a refresh token is.
-func (c ProfileConfig) consentIdentity(endpoint string) string {
-	parts := []string{endpoint, c.ClientID, string(c.GrantType)}
+func (c ProfileConfig) consentIdentity(server string) string {
+	parts := []string{server, c.ClientID, string(c.GrantType)}
 	if c.GrantType == broker.Password {
 		parts = append(parts, broker.Fingerprint(c.FingerprintKey, c.Username))
 	}
