@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"io"
 	"log/slog"
 	"net/http"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/service"
+	"github.com/tokenbroker/tokenbroker/internal/testca"
 	"github.com/tokenbroker/tokenbroker/internal/vantage"
 	"github.com/tokenbroker/tokenbroker/internal/vantage/sandbox"
 )
@@ -305,4 +307,83 @@ func (s *consoleStage) screenshot(b *browser) {
 		s.t.Fatal(err)
 	}
 	s.t.Logf("docs/console.png: %d bytes", len(png))
+}
+
+// TestConsoleOverTLS knocks at the real listener, as it is configured in a file:
+// with certificates, a bearer token, and what changes under a running server.
+func TestConsoleOverTLS(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	authority := testca.New(t)
+	s.tlsFiles(authority)
+	s.write("token", "the-first-bearer-token")
+	config := func(allow string) {
+		s.write("config.yaml", strings.Replace(read(t, s.config(`policy:`, `  - {callers: ["dns:worker.example.com"], profiles: [invoices], allow: [`+allow+`]}`)),
+			`admin: {address: "127.0.0.1:0"}`, `admin: {address: "127.0.0.1:0", bearer_token: {file: token}, tls: {certificate: server.pem, private_key: server.key, client_ca: ca.pem}}`, 1))
+	}
+	config("admin")
+	p := start(t, s.path("config.yaml"))
+	// get is the status of a page for somebody with these certificates and token.
+	get := func(path, token string, certificates ...tls.Certificate) (int, string) {
+		client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+			TLSClientConfig: &tls.Config{RootCAs: authority.Pool(), Certificates: certificates}, DisableKeepAlives: true,
+		}}
+		r, err := http.NewRequest(http.MethodGet, "https://"+p.admin+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if token != "" {
+			r.Header.Set("Authorization", "Bearer "+token)
+		}
+		a, err := client.Do(r)
+		if err != nil {
+			return 0, err.Error()
+		}
+		defer a.Body.Close()
+		body, err := io.ReadAll(a.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a.StatusCode, string(body)
+	}
+	worker, err := tls.LoadX509KeyPair(s.path("client.pem"), s.path("client.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := tls.LoadX509KeyPair(s.path("server.pem"), s.path("server.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const page = `href="/profiles/invoices"`
+	for what, c := range map[string]struct {
+		path, token  string
+		certificates []tls.Certificate
+		status       int
+		page         bool
+	}{
+		"machines need nothing":        {"/healthz", "", nil, 200, false},
+		"nor does the callback":        {"/oauth/callback", "", nil, 400, false},
+		"nobody":                       {"/", "", nil, 401, false},
+		"a certificate":                {"/", "", []tls.Certificate{worker}, 200, true},
+		"the token":                    {"/", "the-first-bearer-token", nil, 200, true},
+		"another token":                {"/", "the-second-bearer-token", nil, 401, false},
+		"a certificate without a name": {"/", "", []tls.Certificate{server}, 403, false},
+		"a certificate that the policy knows not": {"/", "", []tls.Certificate{authority.Leaf(testca.Named("other.example.com"))}, 200, false},
+		"a certificate of another authority":      {"/", "", []tls.Certificate{testca.New(t).Leaf(testca.Named("worker.example.com"))}, 0, false},
+	} {
+		if status, body := get(c.path, c.token, c.certificates...); status != c.status || strings.Contains(body, page) != c.page {
+			t.Errorf("%s: %d, want %d: %s", what, status, c.status, body)
+		}
+	}
+
+	s.write("token", "the-second-bearer-token")
+	p.await("the new token is in force", func() bool { status, _ := get("/", "the-second-bearer-token"); return status == http.StatusOK })
+	if status, _ := get("/", "the-first-bearer-token"); status != http.StatusUnauthorized {
+		t.Errorf("the old token: %d", status)
+	}
+	config("issue")
+	p.await("the new policy is in force", func() bool { _, body := get("/", "", worker); return !strings.Contains(body, page) })
+	if strings.Contains(p.log.String(), "bearer-token") {
+		t.Error("the log has the token")
+	}
 }
