@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -23,10 +24,11 @@ import (
 
 // consoleStage is a broker, and a stand-in Vantage that people can sign in at.
 type consoleStage struct {
-	t    *testing.T
-	url  string // of the console
-	log  *lockedBuffer
-	here *stage
+	t       *testing.T
+	url     string // of the console
+	address string // of the gRPC services
+	log     *lockedBuffer
+	here    *stage
 }
 
 func newConsoleStage(t *testing.T, change func(*serverOptions)) *consoleStage {
@@ -44,7 +46,7 @@ func newConsoleStage(t *testing.T, change func(*serverOptions)) *consoleStage {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.url = "http://" + listeners[1].Addr().String()
+	s.address, s.url = listeners[0].Addr().String(), "http://"+listeners[1].Addr().String()
 	server.configure(s.profiles(), &service.Policy{})
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -70,10 +72,11 @@ func (s *consoleStage) profiles() []*broker.Profile {
 	for _, c := range []vantage.Config{
 		{Name: "archive", ClientID: "admin", ClientSecrets: []broker.Secret{broker.NewSecret("of last year")}},
 		{Name: "contracts", ClientID: "review", GrantType: broker.AuthorizationCode},
+		{Name: "forecasts", ClientID: "forecasts", BaseURL: "http://127.0.0.1:1", ClientSecrets: []broker.Secret{broker.NewSecret("of nobody")}},
 		{Name: "invoices", ClientID: "invoices"},
 		{Name: "review", ClientID: "review", GrantType: broker.AuthorizationCode},
 	} {
-		c.BaseURL, c.FingerprintKey, c.Scopes = s.here.url, key, scopes
+		c.BaseURL, c.FingerprintKey, c.Scopes = cmp.Or(c.BaseURL, s.here.url), key, scopes
 		if c.ClientSecrets == nil {
 			c.ClientSecrets = []broker.Secret{broker.NewSecret(s.here.vantage.ClientSecret(c.ClientID))}
 		}
@@ -208,12 +211,18 @@ func TestConsoleInBrowser(t *testing.T) {
 	b.click(`form[action="/profiles/archive/refresh"] button`)
 	b.at("Not done: refresh")
 	b.says("main", "invalid_client")
-	b.open(s.url + "/profiles/invoices")
-	b.at("invoices")
-	b.click(`form[action="/profiles/invoices/refresh"] button`)
-	b.says("[role=status]", "There is a new token.")
+	// An unreachable server, and a caller.
+	b.open(s.url + "/profiles/forecasts")
+	b.at("forecasts")
+	b.click(`form[action="/profiles/forecasts/refresh"] button`)
+	b.at("Not done: refresh")
+	if got := command(t, "token", "invoices", "--address", s.address); got.status != 0 {
+		t.Fatalf("token: %+v", got)
+	}
 	b.open(s.url)
 	b.at("Profiles")
+	b.says("[data-state=forecasts]", "Backing off until")
+	b.says("tr", "anonymous")
 	b.says("[data-state=archive]", "Credentials rejected")
 	b.says("[data-state=invoices]", "OK")
 	s.screenshot(b)
