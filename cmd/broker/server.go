@@ -71,7 +71,7 @@ func newServer(o serverOptions) (*server, error) {
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	ours := prometheus.WrapRegistererWithPrefix("token_broker_", registry)
 	s.metrics = console.NewMetrics(ours, buildVersion())
-	b := broker.Options{Logger: o.log, Observe: s.metrics.Observe}
+	b := broker.Options{Logger: o.log, Observe: s.metrics.Observe, SecretFiles: secretFiles{}}
 	var shared broker.Store = store.NewMemory()
 	if o.store != nil {
 		if err := s.share(o.store); err != nil {
