@@ -66,11 +66,13 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 
 	var settings, adminSettings atomic.Pointer[tls.Config]
 	var bearer atomic.Pointer[broker.Secret]
-	o := serverOptions{log: log, reflection: c.Server.Reflection, store: c.Store}
+	o := serverOptions{
+		log: log, reflection: c.Server.Reflection, store: c.Store,
+		admin: adminOptions{local: isLocal(c.Admin.Address), certificates: knowsOperators(c.Admin), url: c.Admin.URL},
+	}
 	if c.Server.TLS != nil {
 		o.tls = settings.Load
 	}
-	o.admin = adminOptions{local: isLocal(c.Admin.Address), certificates: asksForCertificates(c), url: c.Admin.URL}
 	if c.Admin.TLS != nil {
 		o.admin.tls = adminSettings.Load
 	}
@@ -197,7 +199,7 @@ func (r *reloader) fits(next *config.Config) error {
 		{"server.reflection", was.Server.Reflection != is.Server.Reflection},
 		{"admin.address", was.Admin.Address != is.Admin.Address},
 		{"admin.tls", (was.Admin.TLS == nil) != (is.Admin.TLS == nil)},
-		{"admin.tls.client_ca", asksForCertificates(was) != asksForCertificates(is)},
+		{"admin.tls.client_ca", knowsOperators(was.Admin) != knowsOperators(is.Admin)},
 		{"admin.bearer_token", was.Admin.BearerToken.IsEmpty() != is.Admin.BearerToken.IsEmpty()},
 		{"admin.url", was.Admin.URL != is.Admin.URL},
 		{"store", (was.Store == nil) != (is.Store == nil)},
@@ -215,10 +217,8 @@ func (r *reloader) fits(next *config.Config) error {
 	return nil
 }
 
-// asksForCertificates reports whether operators are known by certificates.
-func asksForCertificates(c *config.Config) bool {
-	return c.Admin.TLS != nil && c.Admin.TLS.ClientCAs != nil
-}
+// knowsOperators reports whether operators can prove themselves by certificate.
+func knowsOperators(a config.Admin) bool { return a.TLS != nil && a.TLS.ClientCAs != nil }
 
 // redisOf is how the store is reached; the zero value without one.
 func redisOf(c *config.Config) store.RedisOptions {
