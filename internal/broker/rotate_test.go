@@ -16,8 +16,6 @@ import (
 	"github.com/tokenbroker/tokenbroker/internal/store"
 )
 
-const day = 24 * time.Hour
-
 // vault is an authorization server with one client and its secrets, in virtual
 // time. It is the other side: tests believe its counts.
 type vault struct {
