@@ -57,14 +57,17 @@ type client map[string]any
 // secret of clients for which any will do.
 const secret = "a secret of at least thirty-two characters"
 
-// machine is a client for client_credentials, with more metadata.
+// machine is a client for client_credentials, with more metadata; nil takes some
+// away.
 func machine(id string, more client) client {
 	c := client{
 		"client_id": id, "client_secret": secret,
 		"grant_types": []string{"client_credentials"}, "response_types": []string{}, "redirect_uris": []string{},
 	}
 	for name, value := range more {
-		c[name] = value
+		if c[name] = value; value == nil {
+			delete(c, name)
+		}
 	}
 	return c
 }
@@ -89,19 +92,27 @@ type server struct {
 	t       testing.TB
 	process *testproc.Process
 	ca      *testca.Authority
-	// http and https are its issuers.
-	http, https string
+	// http and https are its issuers. mutual is the address that the latter
+	// names for clients with a certificate.
+	http, https, mutual string
 }
 
 // startServer starts a server that knows these clients, and whose access tokens
 // live so long.
 func startServer(t testing.TB, lifetime time.Duration, clients ...client) *server {
 	t.Helper()
+	return startServerWith(t, testca.New(t), lifetime, clients...)
+}
+
+// startServerWith starts a server that this authority vouches for, and that
+// trusts it about clients.
+func startServerWith(t testing.TB, ca *testca.Authority, lifetime time.Duration, clients ...client) *server {
+	t.Helper()
 	testproc.Require(t, "node")
 	if _, err := os.Stat("server/node_modules/oidc-provider"); err != nil {
 		t.Fatal("the server is not installed: run make conformance, or npm ci in conformance/server")
 	}
-	s := &server{t: t, ca: testca.New(t)}
+	s := &server{t: t, ca: ca}
 	certificate, key := testca.PEM(t, s.ca.Leaf(testca.Loopback))
 	settings, err := json.Marshal(map[string]any{
 		"clients":  append(clients, inspector),
@@ -116,9 +127,9 @@ func startServer(t testing.TB, lifetime time.Duration, clients ...client) *serve
 	s.process = testproc.Start(t, cmd)
 	s.process.Await("the server listens", time.Minute, func() bool {
 		for line := range strings.Lines(s.process.Log()) {
-			var listening struct{ HTTP, HTTPS string }
+			var listening struct{ HTTP, HTTPS, Mutual string }
 			if json.Unmarshal([]byte(line), &listening) == nil {
-				s.http, s.https = listening.HTTP, listening.HTTPS
+				s.http, s.https, s.mutual = listening.HTTP, listening.HTTPS, listening.Mutual
 			}
 		}
 		return s.http != ""
@@ -301,13 +312,10 @@ var served = regexp.MustCompile(`"msg":"serving".*"address":"([^"]+)"`)
 // <https> stand for the server's issuers; its listeners need no mention.
 func (s *server) startBroker(config string) *replica {
 	s.t.Helper()
-	dir := s.t.TempDir()
 	config = "server: {address: \"127.0.0.1:0\"}\nadmin: {address: \"127.0.0.1:0\"}\nlog: {level: debug}\n" +
 		strings.NewReplacer("<http>", s.http, "<https>", s.https).Replace(config)
-	write(s.t, filepath.Join(dir, "ca.pem"), string(s.ca.PEM()))
-	write(s.t, filepath.Join(dir, "config.yaml"), config)
-	cmd := exec.Command(binary, "serve", "--config", filepath.Join(dir, "config.yaml"))
-	cmd.Env = append(os.Environ(), "SSL_CERT_FILE="+filepath.Join(dir, "ca.pem"), "SSL_CERT_DIR="+filepath.Join(dir, "none"))
+	cmd := exec.Command(binary, "serve", "--config", write(s.t, "config.yaml", config))
+	cmd.Env = append(os.Environ(), "SSL_CERT_FILE="+write(s.t, "ca.pem", string(s.ca.PEM())), "SSL_CERT_DIR="+s.t.TempDir())
 	r := &replica{t: s.t, process: testproc.Start(s.t, cmd)}
 	var address string
 	r.process.Await("the broker serves", 30*time.Second, func() bool {
@@ -326,11 +334,14 @@ func (s *server) startBroker(config string) *replica {
 	return r
 }
 
-func write(t testing.TB, path, content string) {
+// write writes a file to a directory of its own, and returns its path.
+func write(t testing.TB, name, content string) string {
 	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
 	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	return path
 }
 
 // within bounds a call. No call of these tests may take longer.

@@ -7,8 +7,8 @@
 //   lifetime   of access tokens, in seconds
 //   tls        PEM: certificate and key of the server, ca of the clients' certificates
 //
-// writes one line to standard output once it listens, JSON, with its two issuers, http and https, and serves until it is
-// killed. The https issuer names an address of its own for clients with a certificate (mtls_endpoint_aliases).
+// writes one line to standard output once it listens, JSON, with its two issuers, http and https, and mutual, the address
+// that the latter names for clients with a certificate (mtls_endpoint_aliases). It serves until it is killed.
 //
 //   GET  /_calls   what came to the token and the revocation endpoint so far, see the struct call of the tests
 //   POST /_hold    no answer to the next token request, however long its client lives: ?act=true acts on it first
@@ -162,4 +162,4 @@ const answer = provider(secure, {
 servers[0].on('request', provider(plain));
 servers[1].on('request', answer);
 servers[2].on('request', answer);
-console.log(JSON.stringify({ http: plain, https: secure }));
+console.log(JSON.stringify({ http: plain, https: secure, mutual }));
