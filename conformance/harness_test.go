@@ -140,6 +140,7 @@ func startServerWith(t testing.TB, ca *testca.Authority, lifetime time.Duration,
 // call is what the server saw of a request to its token or revocation endpoint,
 // and what it made of it. Tokens are told by their ids.
 type call struct {
+	Time     int64  // when it came, in milliseconds since 1970
 	Endpoint string // token or revocation
 	Host     string
 	Client   string

@@ -43,6 +43,7 @@ const standard = new Set([
 
 function record(ctx, body) {
   const call = {
+    time: Date.now(),
     endpoint: ctx.path === '/token' ? 'token' : 'revocation',
     host: ctx.host,
     authentication: authentication(ctx, body),
