@@ -72,15 +72,15 @@ func machine(id string, more client) client {
 	return c
 }
 
-// redirectURL is where browsers come back to. Nobody listens there: tests bring
-// what comes back to the broker themselves.
-const redirectURL = "http://127.0.0.1:9/oauth/callback"
+// redirectURL begins the address that browsers come back to, which ends in the
+// client's id. Nobody listens there: tests bring to the broker what comes back.
+const redirectURL = "http://127.0.0.1:9/oauth/callback/"
 
 // personal is a client for people who sign in.
 func personal(id string) client {
 	return client{
 		"client_id": id, "client_secret": secret,
-		"grant_types": []string{"authorization_code", "refresh_token"}, "redirect_uris": []string{redirectURL},
+		"grant_types": []string{"authorization_code", "refresh_token"}, "redirect_uris": []string{redirectURL + id},
 	}
 }
 
@@ -360,6 +360,40 @@ func (r *replica) issue(profile string, scopes ...string) *tokenbrokerv1.Token {
 		r.t.Fatalf("issuing a token for %s: %v\n%s", profile, err, r.process.Log())
 	}
 	return response.GetToken()
+}
+
+// until asks for a token until the answer is what is waited for. It pauses like
+// any poll of a process.
+func (r *replica) until(what, profile string, done func(token *tokenbrokerv1.Token, err error) bool) {
+	r.t.Helper()
+	r.process.Await(what, time.Minute, func() bool {
+		response, err := r.IssueToken(r.within(), &tokenbrokerv1.IssueTokenRequest{Profile: profile})
+		return done(response.GetToken(), err)
+	})
+}
+
+// successor returns the token that is served after this one. No call may fail
+// meanwhile.
+func (r *replica) successor(profile string, of *tokenbrokerv1.Token) (token *tokenbrokerv1.Token) {
+	r.t.Helper()
+	r.until("a token ends", profile, func(got *tokenbrokerv1.Token, err error) bool {
+		if err != nil {
+			r.t.Fatalf("waiting for the successor of %s: %v\n%s", of.GetId(), err, r.process.Log())
+		}
+		token = got
+		return got.GetId() != of.GetId()
+	})
+	return token
+}
+
+// refusal returns what ends the service of the token at hand.
+func (r *replica) refusal(profile string) (err error) {
+	r.t.Helper()
+	r.until("a token ends", profile, func(_ *tokenbrokerv1.Token, e error) bool {
+		err = e
+		return err != nil
+	})
+	return err
 }
 
 // refused fails the test unless a token is refused for the reason.

@@ -44,14 +44,14 @@ func TestServer(t *testing.T) {
 	verifier := strings.Repeat("verifier", 6)
 	challenge := sha256.Sum256([]byte(verifier))
 	back := s.signIn(s.http+"/auth?"+url.Values{
-		"response_type": {"code"}, "client_id": {"p"}, "redirect_uri": {redirectURL}, "state": {"s"}, "prompt": {"consent"},
+		"response_type": {"code"}, "client_id": {"p"}, "redirect_uri": {redirectURL + "p"}, "state": {"s"}, "prompt": {"consent"},
 		"scope": {"openid offline_access"}, "code_challenge": {base64.RawURLEncoding.EncodeToString(challenge[:])}, "code_challenge_method": {"S256"},
 	}.Encode(), "alice")
 	if back.Get("state") != "s" || back.Get("iss") != s.http {
 		t.Fatalf("came back with %v", back)
 	}
 	first := ask("p", url.Values{
-		"grant_type": {"authorization_code"}, "code": {back.Get("code")}, "redirect_uri": {redirectURL}, "code_verifier": {verifier},
+		"grant_type": {"authorization_code"}, "code": {back.Get("code")}, "redirect_uri": {redirectURL + "p"}, "code_verifier": {verifier},
 	})
 	refresh := url.Values{"grant_type": {"refresh_token"}, "refresh_token": {first.Refresh}}
 	second := ask("p", refresh)
