@@ -115,6 +115,7 @@ func NewProfile(config ProfileConfig) (*broker.Profile, error) {
 		GrantType:       config.GrantType,
 		Scopes:          slices.Clone(config.Scopes),
 		Identity:        config.identity(client.Endpoint()),
+		ConsentIdentity: config.consentIdentity(client.Endpoint()),
 		Credential:      config.credential(i.secrets),
 		Issuer:          i.capable(canRevoke, newAuthorizer(config, i)),
 		RefreshTokens:   config.refreshTokens(),
@@ -155,6 +156,15 @@ func (c ProfileConfig) identity(endpoint string) string {
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Extra)) {
 		parts = append(parts, "extra", name, c.Extra[name])
+	}
+	return broker.Identity(parts...)
+}
+
+// consentIdentity names whose consent a refresh token is.
+func (c ProfileConfig) consentIdentity(endpoint string) string {
+	parts := []string{endpoint, c.ClientID, string(c.GrantType)}
+	if c.GrantType == broker.Password {
+		parts = append(parts, broker.Fingerprint(c.FingerprintKey, c.Username))
 	}
 	return broker.Identity(parts...)
 }
