@@ -42,8 +42,15 @@ func TestSignIn(t *testing.T) {
 	for _, c := range []struct{ profile, audience string }{{"discovered", ""}, {"secure", ""}, {"given", ""}, {"resource", "https://api.one.example/"}} {
 		t.Run(c.profile, func(t *testing.T) {
 			b.refused(c.profile, "AUTHORIZATION_REQUIRED")
-			p := b.authorize(s, c.profile, "alice")
-			if p.GetName() != c.profile || p.GetState() != tokenbrokerv1.State_STATE_READY || c.profile != "given" && p.GetConsentAccount() != "alice" || p.GetConsentStartTime() == nil {
+			back := s.signIn(b.start(c.profile).GetAuthorizationUrl(), "alice")
+			if c.profile == "given" { // nothing is known to compare it with
+				back.Del("iss")
+			}
+			p, err := b.complete(back)
+			if err != nil {
+				t.Fatalf("completing a sign-in for %s: %v\n%s", c.profile, err, b.process.Log())
+			}
+			if p.GetName() != c.profile || p.GetState() != tokenbrokerv1.State_STATE_READY || p.GetConsentAccount() != "alice" || p.GetConsentStartTime() == nil {
 				t.Errorf("after the sign-in the profile is %v", p)
 			}
 			token := b.issue(c.profile)
@@ -208,8 +215,9 @@ func TestKilledInMidRefresh(t *testing.T) {
 // answer to what was asked, from the server that was asked.
 func TestRefusedCallbacks(t *testing.T) {
 	t.Parallel()
-	s := startServer(t, time.Hour, personal("person"), personal("other"))
-	b := s.startBroker("profiles:" + person("person") + "issuer: <http>" + person("other") + "issuer: <https>")
+	s := startServer(t, time.Hour, personal("person"), personal("given"))
+	b := s.startBroker("profiles:" + person("person") + "issuer: <http>" +
+		person("given") + "token_url: <http>/token\n      authorization_url: <http>/auth")
 	refused := func(what, reason string, requests int, back url.Values) {
 		t.Helper()
 		before := len(s.calls(""))
@@ -233,6 +241,7 @@ func TestRefusedCallbacks(t *testing.T) {
 	}
 
 	refused("a state that nobody has started", "INVALID_REQUEST", 0, with(come("person"), "state", strings.Repeat("s", 43)))
+	refused("an iss where nothing is known to compare it with", "INVALID_REQUEST", 0, come("given"))
 	refused("another server's iss", "INVALID_REQUEST", 0, with(come("person"), "iss", s.https))
 	refused("no iss of a server that always sends it", "INVALID_REQUEST", 0, with(come("person"), "iss", ""))
 	refused("a code of another server", "INVALID_REQUEST", 0, with(with(come("person"), "code", "stolen"), "iss", s.https))
