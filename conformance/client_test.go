@@ -4,6 +4,7 @@ package conformance_test
 
 import (
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
@@ -22,10 +23,13 @@ import (
 	"github.com/tokenbroker/tokenbroker/internal/testca"
 )
 
-// key makes a private key: PEM for the broker, and the public half for the
+// key spells a new private key: PEM for the broker, and the public half for the
 // server.
-func key(t testing.TB, private any) (text string, public jose.JSONWebKeySet) {
+func key(t testing.TB, private any, err error) (text string, public jose.JSONWebKeySet) {
 	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
 	der, err := x509.MarshalPKCS8PrivateKey(private)
 	if err != nil {
 		t.Fatal(err)
@@ -35,21 +39,18 @@ func key(t testing.TB, private any) (text string, public jose.JSONWebKeySet) {
 }
 
 func ecKey(t testing.TB) (string, jose.JSONWebKeySet) {
-	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key(t, private)
+	return key(t, private, err)
 }
 
 func rsaKey(t testing.TB) (string, jose.JSONWebKeySet) {
-	t.Helper()
 	private, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key(t, private)
+	return key(t, private, err)
+}
+
+func edKey(t testing.TB) (string, jose.JSONWebKeySet) {
+	_, private, err := ed25519.GenerateKey(rand.Reader)
+	return key(t, private, err)
 }
 
 // Each way for a client to prove itself: one request brings a token that the
@@ -68,6 +69,7 @@ func TestClientAuthentication(t *testing.T) {
 		{"post", "client_secret_post", "<http>", withSecret},
 		{"EC key", "private_key_jwt", "<http>", withKey(ecKey)},
 		{"RSA key", "private_key_jwt", "<https>", withKey(rsaKey)},
+		{"Ed25519 key", "private_key_jwt", "<http>", withKey(edKey)},
 		{"certificate", "tls_client_auth", "<https>", withCertificate("machine.example")},
 	} {
 		t.Run(c.name, func(t *testing.T) {
