@@ -90,7 +90,11 @@ profiles:
 
 			var wg sync.WaitGroup
 			for range 20 {
-				wg.Go(func() { b.issue("machine") })
+				wg.Go(func() {
+					if _, err := b.IssueToken(b.within(), &tokenbrokerv1.IssueTokenRequest{Profile: "machine"}); err != nil {
+						t.Errorf("issuing a token: %v", err)
+					}
+				})
 			}
 			wg.Wait()
 			token := b.issue("machine")
