@@ -138,7 +138,7 @@ func TestLastingRefreshToken(t *testing.T) {
 // nobody can know better, and never again.
 func TestKilledInMidRefresh(t *testing.T) {
 	t.Parallel()
-	const lifetime = 12 * time.Second
+	const lifetime = 20 * time.Second
 	for name, acted := range map[string]bool{"the server has not acted": false, "the server has acted": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -173,6 +173,11 @@ func TestKilledInMidRefresh(t *testing.T) {
 			}
 			if got := other.issue("person"); got.GetId() != token.GetId() {
 				t.Fatalf("%s is served and not the access token at hand, %s", got.GetId(), token.GetId())
+			}
+			_, err = other.IssueToken(other.within(), &tokenbrokerv1.IssueTokenRequest{Profile: "person", Scopes: []string{"read"}})
+			other.wantReason(err, "ENDPOINT_UNAVAILABLE")
+			if calls := refreshes(); len(calls) != 1 {
+				t.Fatalf("the refresh token was presented as %v while an access token lives", calls)
 			}
 			if acted {
 				err = other.refusal("person")
