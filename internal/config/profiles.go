@@ -3,6 +3,7 @@ package config
 import (
 	"cmp"
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -215,6 +216,7 @@ func (l *load) oauth2(at string, message *configv1.Profile) maker {
 		Audience:          o.GetAudience(),
 		Resource:          o.GetResource(),
 		Extra:             o.GetExtraParameters(),
+		SignInParameters:  consentParameters(message.GetScopes()),
 		Timeout:           message.GetTimeout().AsDuration(),
 		Grace:             message.GetRotation().GetGrace().AsDuration(),
 		Reusable:          reusable(message.GetRotation()),
@@ -231,6 +233,15 @@ func (l *load) oauth2(at string, message *configv1.Profile) maker {
 		c.ClientSecrets = secrets
 		return oauth.NewProfile(c)
 	}
+}
+
+// consentParameters ask for the person's consent where an OpenID provider ignores
+// offline_access without (OpenID Connect Core section 11).
+func consentParameters(scopes []string) url.Values {
+	if slices.Contains(scopes, "openid") && slices.Contains(scopes, offlineAccess) {
+		return url.Values{"prompt": {"consent"}}
+	}
+	return nil
 }
 
 func vantageScopes(message *configv1.Profile) []string {

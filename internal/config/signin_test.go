@@ -2,6 +2,7 @@ package config_test
 
 import (
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -60,6 +61,26 @@ func TestConsentsElsewhere(t *testing.T) {
 				t.Errorf("profile is %+v", p)
 			}
 			equal(t, p.Scopes, []string{"a", "offline_access"})
+		}
+	}
+}
+
+// An OpenID provider gives a refresh token only with consent; other servers are
+// asked for nothing that they may not know.
+func TestConsentIsAskedFor(t *testing.T) {
+	const server = "token_url: 'https://id.example.com/token', authorization_url: 'https://id.example.com/authorize'"
+	for scopes, want := range map[string]string{"[openid, offline_access]": "consent", "[openid]": "", "[a, offline_access]": ""} {
+		text := with(t, "profiles:\n"+another("q", "oauth2", server, codeGrant(callback)), "[a, offline_access]", scopes)
+		address, err := mustParse(t, text).Profiles[0].Issuer.(broker.Authorizer).AuthorizationURL(t.Context(), broker.AuthorizationRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		u, err := url.Parse(address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := u.Query().Get("prompt"); got != want {
+			t.Errorf("for %s a sign-in has the prompt %q, want %q", scopes, got, want)
 		}
 	}
 }
