@@ -31,9 +31,15 @@ type client struct {
 	timeout     time.Duration
 }
 
-// flags adds the client's flags to a command. Each can be set as BROKER_… in
-// the environment; none of them is a secret.
+// flags adds the client's flags to a command.
 func (c *client) flags(cmd *cobra.Command) {
+	c.connectionFlags(cmd)
+	cmd.Flags().DurationVar(&c.timeout, "timeout", 40*time.Second, "give up after this time")
+}
+
+// connectionFlags say where the broker is, and who calls. Each can be set as
+// BROKER_… in the environment; none of them is a secret.
+func (c *client) connectionFlags(cmd *cobra.Command) {
 	text := func(p *string, name, standard, usage string) {
 		env := "BROKER_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
 		if v, ok := os.LookupEnv(env); ok {
@@ -45,7 +51,6 @@ func (c *client) flags(cmd *cobra.Command) {
 	text(&c.ca, "ca", "", "CA certificates that the broker's certificate is checked against, a PEM file; default: the system's")
 	text(&c.certificate, "certificate", "", "client certificate for mTLS, a PEM file")
 	text(&c.privateKey, "private-key", "", "private key of the client certificate, a PEM file")
-	cmd.Flags().DurationVar(&c.timeout, "timeout", 40*time.Second, "give up after this time")
 }
 
 // call dials, runs f and explains what went wrong.

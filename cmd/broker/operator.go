@@ -108,6 +108,15 @@ func printProfile(w io.Writer, p *pb.Profile) error {
 		row("renewed by", instant(p.GetRefreshTime()))
 		row("expires", instant(p.GetExpireTime()))
 	}
+	if p.GetConsentStartTime() != nil {
+		row("signed in", or(p.GetConsentAccount(), "an account that the server does not name")+", "+instant(p.GetConsentStartTime()))
+	}
+	if p.GetConsentEndTime() != nil {
+		row("sign in again by", instant(p.GetConsentEndTime()))
+	}
+	if p.GetLastCaller() != "" {
+		row("last caller", p.GetLastCaller()+", "+instant(p.GetLastCallTime()))
+	}
 	if e := p.GetLastError(); e != nil {
 		row("last error", e.GetMessage())
 		row("reason", word(e.GetReason(), "ERROR_REASON_"))

@@ -74,6 +74,8 @@ type Broker struct {
 
 	reach   reach
 	unsaved unsaved
+	// consents are those that were seen last.
+	consents consents
 
 	// stop ends what flights do for their callers.
 	ctx  context.Context
@@ -174,6 +176,7 @@ func (b *Broker) Configure(configured []*Profile) {
 			gates[identity] = g // a profile that comes back must not try a refused password again
 		}
 	}
+	b.consents.retain(entries)
 	b.entries, b.gates, b.clients = entries, gates, clients
 	b.profiles.Store(&next)
 }

@@ -282,7 +282,7 @@ func (e *entry) launch(d Demand, ahead bool) *flight {
 		defer e.land(f)
 		defer func() {
 			if r := recover(); r != nil {
-				e.b.recovered(f.profile, r)
+				e.b.recovered(f.profile.Name, r)
 				f.token, f.err = nil, &Error{
 					Reason:     ReasonEndpointUnavailable,
 					Text:       fmt.Sprintf("requesting a token for profile %s: %s", f.profile.Name, brokerFailed),
@@ -294,6 +294,10 @@ func (e *entry) launch(d Demand, ahead bool) *flight {
 	}()
 	return f
 }
+
+// noPerson is how soon a renewal that needs a person is looked at again: a
+// sign-in brings it forward.
+const noPerson = time.Minute
 
 // land ends a flight: it says when to look for the next token, then lets the
 // callers go.
@@ -307,6 +311,7 @@ func (e *entry) land(f *flight) {
 	case f.err != nil:
 		pause = backoffFirst
 		if f.err.Reason == ReasonAuthorizationNeeded {
+			pause = noPerson
 			e.verdict, e.verdictUntil = f.err, now.Add(pollInterval)
 		}
 	case f.quiet > 0:
@@ -497,11 +502,12 @@ func (e *entry) hear(c Change) {
 		return
 	}
 	missed := e.token.Load() != nil || e.standing(e.profile, now).Kind != NoFailure
-	if c.Generation > e.floor && missed && !e.retired.Load() && !e.reloading {
-		e.reloading = true
-		if !e.b.background(e.reload) {
-			e.reloading = false
-		}
+	switch {
+	case c.Generation <= e.floor || e.retired.Load():
+	case missed && !e.reloading:
+		e.reloading = e.b.background(e.reload)
+	case !missed && e.profile.consentUse() == ConsentRequired:
+		e.b.background(e.meetConsent)
 	}
 }
 
@@ -519,6 +525,9 @@ func (e *entry) reload(ctx context.Context) {
 	e.keep(r.Token, start)
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if e.profile.consentUse() != NoConsent {
+		e.b.consents.note(e.family, r.Consent, start)
+	}
 	if e.flight == nil {
 		e.schedule(time.Now(), 0)
 	}

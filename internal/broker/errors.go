@@ -28,6 +28,11 @@ type Error struct {
 	Field string
 	// Text says what was tried, what went wrong and what to do.
 	Text string
+	// Profile that it is about, where the caller has not named one.
+	Profile string
+	// ConsoleURL is where a person signs in, for ReasonAuthorizationNeeded; empty
+	// if the profile has no such page.
+	ConsoleURL string
 	// Code is the authorization server's OAuth error code, if it sent one.
 	Code string
 	// RetryAfter is how long to wait; zero when waiting does not help.

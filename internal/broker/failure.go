@@ -71,9 +71,32 @@ func restText(rest time.Duration) string {
 
 func authorizationNeeded(p *Profile, why string) *Error {
 	return &Error{
-		Reason: ReasonAuthorizationNeeded,
-		Text:   fmt.Sprintf("requesting a token for profile %s: %s; a person must sign in: run 'broker authorize %s'", p.Name, why, p.Name),
+		Reason:     ReasonAuthorizationNeeded,
+		ConsoleURL: p.ConsoleURL,
+		Text:       fmt.Sprintf("requesting a token for profile %s: %s; a person must sign in: %s", p.Name, why, p.signInAdvice()),
 	}
+}
+
+// signInAdvice tells an operator how to sign in.
+func (p *Profile) signInAdvice() string {
+	run := fmt.Sprintf("run 'broker authorize %s'", p.Name)
+	if p.ConsoleURL == "" {
+		return run
+	}
+	return "sign in at " + p.ConsoleURL + " or " + run
+}
+
+const deadGrant = "the refresh token is no longer good"
+
+// consentGone tells why c, or nil, is no consent to go on with.
+func consentGone(c *Consent, now time.Time) string {
+	switch {
+	case c == nil:
+		return "nobody has signed in yet, or the grant was revoked"
+	case c.over():
+		return "the consent ended on " + date(now.Add(c.Remaining))
+	}
+	return deadGrant
 }
 
 // answerAwaited says that the last refresh may still be answered.

@@ -88,11 +88,17 @@ func (f *flight) fly(e *entry, floor Generation) {
 		case Usable:
 			if f.token = e.adopt(*a.Token, start); f.token != nil {
 				f.source = FromStore
+				if _, met := e.b.consents.known(e.family, start); !met && claim.Consent != NoConsent {
+					e.b.background(e.meetConsent)
+				}
 				return
 			}
 			e.dropAgain(ctx, a.Token.Access.ID())
 			f.pause(ctx, storeRetry)
 		case Granted:
+			if a.Consent != nil {
+				e.b.consents.note(e.family, a.Consent, start)
+			}
 			lease := Lease{Family: e.family, Owner: claim.Owner, Fence: a.Fence, Length: claim.Length}
 			err := f.mint(ctx, e, lease, a, start)
 			if err == nil {
@@ -125,7 +131,8 @@ func (f *flight) fly(e *entry, floor Generation) {
 			return
 		case Unauthorized:
 			e.keep(a.Token, start)
-			f.err = authorizationNeeded(f.profile.Profile, "nobody has signed in yet, or the grant was revoked")
+			e.b.consents.note(e.family, a.Consent, start)
+			f.err = authorizationNeeded(f.profile.Profile, consentGone(a.Consent, start))
 			return
 		case Unknown:
 			f.pause(ctx, a.Wait)
@@ -227,6 +234,16 @@ func (f *flight) outOfTime(e *entry) *Error {
 	}
 }
 
+// thrice repeats a transition that must happen although ctx may have ended.
+func thrice(ctx context.Context, transition func(context.Context) error) (err error) {
+	for range 3 {
+		if err = detached(ctx, transition); err == nil {
+			break
+		}
+	}
+	return err
+}
+
 // detached runs a transition that must happen although ctx may have ended.
 func detached(ctx context.Context, transition func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
@@ -237,8 +254,8 @@ func detached(ctx context.Context, transition func(context.Context) error) error
 const brokerFailed = "the broker itself failed; its log has the place"
 
 // recovered logs a panic without its value: nobody knows what is in it.
-func (b *Broker) recovered(p *profile, value any) {
-	b.log.Error("panic while requesting a token", "profile", p.Name, "type", fmt.Sprintf("%T", value), "stack", string(debug.Stack()))
+func (b *Broker) recovered(profile string, value any) {
+	b.log.Error("panic while requesting a token", "profile", profile, "type", fmt.Sprintf("%T", value), "stack", string(debug.Stack()))
 }
 
 // hold keeps the lease alive until release is called, and returns a context
@@ -253,7 +270,7 @@ func (b *Broker) hold(ctx context.Context, p *profile, lease Lease, start time.T
 		defer close(done)
 		defer func() {
 			if r := recover(); r != nil { // without renewals the lease cannot be relied on
-				b.recovered(p, r)
+				b.recovered(p.Name, r)
 				cancel(errLeaseLost)
 			}
 		}()

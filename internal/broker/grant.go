@@ -55,7 +55,12 @@ func (a *attempt) result(g *Grant) Result {
 	r := Result{
 		Slot:  a.e.slot,
 		Token: StoredToken{Access: g.AccessToken, Type: g.TokenType, Scopes: scopes, Lifetime: life, Remaining: life},
-		Spent: a.spentID(), Refresh: g.RefreshToken, Rotates: a.rotates(g),
+		Spent: a.spentID(), Refresh: g.RefreshToken, Account: g.Account, Rotates: a.rotates(g),
+	}
+	if a.spent.IsEmpty() {
+		r.Remaining = a.f.profile.ConsentLifetime
+	} else if a.consent.Account != (Account{}) {
+		r.Account = a.consent.Account
 	}
 	if a.f.profile.consentUse() == NoConsent { // nobody asked for a refresh token, and nobody would use it
 		r.Refresh = Secret{}
@@ -101,7 +106,7 @@ func (a *attempt) save(ctx context.Context, r Result) (k kept, err error) {
 func (a *attempt) saveOnce(ctx context.Context, r Result) (k kept, err error) {
 	defer func() {
 		if value := recover(); value != nil { // what came must not be lost to it
-			a.e.b.recovered(a.f.profile, value)
+			a.e.b.recovered(a.f.profile.Name, value)
 			err = errors.New(brokerFailed)
 		}
 		a.e.b.reach.observe(err)
@@ -110,6 +115,9 @@ func (a *attempt) saveOnce(ctx context.Context, r Result) (k kept, err error) {
 	r.Token.Remaining = r.Token.Lifetime - k.start.Sub(a.sent)
 	if a.unusable != nil {
 		r.Token.Remaining = 0
+	}
+	if r.Remaining > 0 {
+		r.Remaining = max(r.Remaining-k.start.Sub(a.sent), time.Millisecond)
 	}
 	err = detached(ctx, func(ctx context.Context) (err error) {
 		k.token, k.verdict, err = a.e.b.store.Save(ctx, a.lease, r)

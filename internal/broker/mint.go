@@ -73,7 +73,7 @@ func (f *flight) mintAlone(ctx context.Context, e *entry, unreadable bool) {
 func (a *attempt) guarded(ctx context.Context, run func() error) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			a.e.b.recovered(a.f.profile, r)
+			a.e.b.recovered(a.f.profile.Name, r)
 			a.failed(ctx, &IssueError{Kind: Unavailable, Text: brokerFailed})
 			err = nil
 		}
@@ -134,11 +134,15 @@ func (a *attempt) issue(ctx context.Context, r Request) (*Grant, *IssueError) {
 	if err == nil {
 		return grant, nil
 	}
+	return nil, asIssueError(err)
+}
+
+func asIssueError(err error) *IssueError {
 	var issueErr *IssueError
 	if !errors.As(err, &issueErr) {
 		issueErr = &IssueError{Kind: Unavailable, Text: "the request could not be made", Err: err}
 	}
-	return nil, issueErr
+	return issueErr
 }
 
 // failed remembers an attempt's failure for everybody.

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 	"time"
@@ -32,6 +33,10 @@ type Profile struct {
 	// parameters) and of nothing else: two profiles with the same identity
 	// share tokens. See Identity.
 	Identity string
+	// ConsentIdentity is the digest of whose consent a refresh token is (issuer,
+	// client, user), which an edit of what is asked for leaves as it is; empty
+	// means Identity.
+	ConsentIdentity string
 	// Credential is the keyed digest of the secrets that Issuer presents; a
 	// remembered refusal ends when it changes. See Fingerprint.
 	Credential string
@@ -104,11 +109,12 @@ func (p *Profile) timeout() time.Duration { return orDefault(p.Timeout, defaultT
 
 // family names what must have a single writer, and the place in it of a token
 // for these scopes. For a grant that can be repeated that is one identity with
-// one set of scopes. A refresh token must have one record only, so all scopes
-// of its profile share one family.
+// one set of scopes. A refresh token must have one record only, so all that
+// is asked for under it shares one family.
 func (p *Profile) family(scopes []string) (family, slot string) {
 	if p.RefreshTokens {
-		return Identity(p.Identity, p.Name, "consent"), Identity(scopes...)
+		consent := cmp.Or(p.ConsentIdentity, p.Identity)
+		return Identity(consent, p.Name, "consent"), Identity(append([]string{p.Identity}, scopes...)...)
 	}
 	return Identity(append([]string{p.Identity}, scopes...)...), ""
 }

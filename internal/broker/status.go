@@ -36,6 +36,8 @@ type Status struct {
 	// when and until when the profile has a consent; zero where nobody knows.
 	Account                  Account
 	ConsentStart, ConsentEnd time.Time
+	// wants tells why a person must sign in; empty if none must.
+	wants string
 	// LastError is nil when the last attempt succeeded.
 	LastError *LastError
 	// Served counts answers by Source since the process started.
@@ -64,9 +66,12 @@ func (b *Broker) Status(ctx context.Context, name string) (*Status, error) {
 	start := time.Now()
 	r, err := b.store.Look(ctx, p.own.family, p.own.slot)
 	if err != nil {
-		r = p.own.record(start)
+		return p.glance(start), nil
 	}
-	return p.status(r, start), nil
+	if p.consentUse() != NoConsent {
+		b.consents.note(p.own.family, r.Consent, start)
+	}
+	return p.status(r, true, start), nil
 }
 
 // Glance is Status as memory sees it, without I/O.
@@ -75,12 +80,19 @@ func (b *Broker) Glance(name string) (*Status, error) {
 	if err != nil {
 		return nil, err
 	}
-	now := time.Now()
-	return p.status(p.own.record(now), now), nil
+	return p.glance(time.Now()), nil
 }
 
-// status puts a record, read at start, into an operator's words.
-func (p *profile) status(r Record, start time.Time) *Status {
+func (p *profile) glance(now time.Time) *Status {
+	r := p.own.record(now)
+	consent, known := p.own.b.consents.known(p.own.family, now)
+	r.Consent = consent
+	return p.status(r, known, now)
+}
+
+// status puts a record, read at start, into an operator's words. Known tells that
+// the record is right about the consent.
+func (p *profile) status(r Record, known bool, start time.Time) *Status {
 	s := &Status{Profile: p.Profile}
 	for i := range p.served {
 		s.Served[i] = p.served[i].Load()
@@ -98,6 +110,18 @@ func (p *profile) status(r Record, start time.Time) *Status {
 		f := r.Failure
 		f.Rest, f.Age = r.rest(start), start.Sub(r.since)
 		s.LastError = lastError(p.Profile, f, start)
+	}
+	if c := r.Consent; c != nil && p.consentUse() != NoConsent {
+		s.Account, s.ConsentStart = c.Account, start.Add(-c.Age)
+		if c.Remaining != Forever {
+			s.ConsentEnd = start.Add(c.Remaining)
+		}
+	}
+	if known && p.consentUse() == ConsentRequired && !r.Consent.lives() {
+		s.wants = consentGone(r.Consent, start)
+	}
+	if s.LastError != nil && s.LastError.Reason == ReasonAuthorizationNeeded {
+		s.wants = deadGrant
 	}
 	s.describe(start)
 	return s
@@ -128,13 +152,19 @@ func lastError(p *Profile, f Failure, start time.Time) *LastError {
 	return l
 }
 
+// consentWarning is how long before its end a consent is warned of.
+const consentWarning = 7 * 24 * time.Hour
+
 // describe derives the state.
 func (s *Status) describe(now time.Time) {
+	left := s.ConsentEnd.Sub(now)
 	switch {
 	case s.LastError != nil && s.LastError.Reason == ReasonCredentialsRejected:
 		s.State, s.Text = CredentialsRejected, "the authorization server rejects this profile"
-	case s.LastError != nil && s.LastError.Reason == ReasonAuthorizationNeeded:
-		s.State, s.Text = AuthorizationRequired, "a person must sign in: the refresh token is no longer good"
+	case s.wants != "" && s.ConsentStart.IsZero() && s.TokenID != "":
+		s.State, s.Text = Ready, fmt.Sprintf("there is a token, and no refresh token came with it: sign in again before it ends, on %s; %s", date(s.ExpireTime), s.signInAdvice())
+	case s.wants != "":
+		s.State, s.Text = AuthorizationRequired, fmt.Sprintf("a person must sign in: %s; %s", s.wants, s.signInAdvice())
 	case s.LastError != nil:
 		s.State, s.Text = BackingOff, fmt.Sprintf("%d failed in a row; next attempt %s", s.LastError.Attempts, restText(s.LastError.NextAttempt.Sub(now)))
 	case s.TokenID != "":
@@ -142,7 +172,21 @@ func (s *Status) describe(now time.Time) {
 	default:
 		s.State, s.Text = Idle, "no token at present; the next call gets one"
 	}
-	if s.LastError != nil && s.TokenID != "" {
-		s.Text += "; the current token is served until " + s.ExpireTime.UTC().Format(time.RFC3339)
+	if s.State != Ready && s.State != Idle && s.TokenID != "" {
+		s.Text += "; the current token is served until " + date(s.ExpireTime)
 	}
+	if s.GrantType == AuthorizationCode && !s.ConsentEnd.IsZero() && left > 0 && left <= consentWarning && s.State != AuthorizationRequired {
+		s.Text += fmt.Sprintf("; the consent ends in %s, on %s: sign in again before that; %s", daysText(left), date(s.ConsentEnd), s.signInAdvice())
+	}
+}
+
+func date(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+// daysText is a span in days, or in hours where those are few.
+func daysText(d time.Duration) string {
+	const day = 24 * time.Hour
+	if d >= 2*day {
+		return fmt.Sprintf("%d days", d/day)
+	}
+	return fmt.Sprintf("%d hours", max(d/time.Hour, 1))
 }

@@ -64,6 +64,14 @@ type Store interface {
 	// call under way may still save, but its failure no longer counts.
 	Reset(ctx context.Context, family string) error
 
+	// Keep keeps a ticket that nobody else has until it is redeemed, or its life
+	// is over.
+	Keep(ctx context.Context, ticket Ticket) error
+
+	// Redeem hands the content of a ticket to the first owner who asks, and to
+	// nobody else. A ticket that the store has lost is one that it does not know.
+	Redeem(ctx context.Context, id, owner string) (Redemption, error)
+
 	// Look returns the record, without taking part.
 	Look(ctx context.Context, family, slot string) (Record, error)
 
@@ -172,7 +180,8 @@ type Acquisition struct {
 	Token   *StoredToken
 	Failure *Failure
 	Wait    time.Duration
-	// Consent comes with Granted where the family has one that lives.
+	// Consent comes with Granted where the family has one that lives, and
+	// without its refresh token with Unauthorized where the last one is over.
 	Consent *Consent
 }
 
@@ -185,15 +194,24 @@ type Consent struct {
 	Rotates Rotates
 	// Account whose consent it is.
 	Account Account
+	// Dead tells that the server has said that it is no longer good.
+	Dead bool
 	// Age since the grant was first obtained; a refresh does not begin anew.
 	Age time.Duration
-	// Remaining until it ends whatever happens, or Forever if nobody knows.
+	// Remaining until it ends whatever happens, negative since then, or Forever if
+	// nobody knows.
 	Remaining time.Duration
 	// Presentations of this very refresh token whose outcome nobody knows.
 	Presentations int
 	// PresentedAge since the last of them was committed to.
 	PresentedAge time.Duration
 }
+
+// over reports whether the consent has come to its known end.
+func (c *Consent) over() bool { return c.Remaining <= 0 }
+
+// lives reports whether the consent is still good, as far as anybody knows.
+func (c *Consent) lives() bool { return c != nil && !c.Dead && !c.over() }
 
 // Rotates is what was seen of a server's refresh tokens.
 type Rotates int
@@ -252,9 +270,39 @@ type Result struct {
 	// that nobody knows.
 	Remaining time.Duration
 	// Supersede makes a consent that a person gave win over all that is under
-	// way.
+	// way, and is a reset of the family.
 	Supersede bool
 }
+
+// Ticket is something to be redeemed once, on any replica.
+type Ticket struct {
+	// ID is a digest of the secret that whoever redeems it has to show.
+	ID string
+	// Content that is handed out for it.
+	Content Secret
+	// Life of the ticket.
+	Life time.Duration
+}
+
+// Redemption is a store's answer to Redeem.
+type Redemption struct {
+	Verdict RedeemVerdict
+	// Content of the ticket, and its age; with Redeemed only.
+	Content Secret
+	Age     time.Duration
+}
+
+// RedeemVerdict says whether a ticket was redeemed.
+type RedeemVerdict int
+
+const (
+	// Redeemed: the ticket is the owner's.
+	Redeemed RedeemVerdict = iota + 1
+	// TicketUnknown: there is no such ticket, or not any more.
+	TicketUnknown
+	// TicketTaken: another owner has redeemed it.
+	TicketTaken
+)
 
 // SaveVerdict is a store's answer to Save.
 type SaveVerdict int

@@ -20,7 +20,8 @@ const maxBodyBytes = 1 << 20
 // attempt is one request under way.
 type attempt struct {
 	client   *Client
-	endpoint endpoint
+	at       *endpoints // the server's
+	endpoint endpoint   // the one that is asked
 	request  TokenRequest
 	timeout  time.Duration
 	deadline time.Time     // when the timeout ends
@@ -43,11 +44,10 @@ const (
 	sent
 )
 
-func newAttempt(ctx context.Context, c *Client, e endpoint, request TokenRequest) *attempt {
+func newAttempt(ctx context.Context, c *Client, request TokenRequest) *attempt {
 	timeout := orDefault(request.Timeout, c.timeout)
 	a := &attempt{
 		client:   c,
-		endpoint: e,
 		request:  request,
 		timeout:  timeout,
 		deadline: time.Now().Add(timeout),
@@ -59,10 +59,21 @@ func newAttempt(ctx context.Context, c *Client, e endpoint, request TokenRequest
 	return a
 }
 
-// ask makes the request. It returns a complete answer, or why there is none.
+// locate finds out where the server's endpoints are, within the attempt's time.
+func (a *attempt) locate(ctx context.Context) (failure *broker.IssueError) {
+	ctx, cancel := context.WithDeadline(ctx, a.deadline)
+	defer cancel()
+	a.at, failure = a.client.endpoints(ctx)
+	return failure
+}
+
+// ask makes the request, to the attempt's endpoint. It returns a complete answer, or why there is none.
 func (a *attempt) ask(ctx context.Context) (*answer, *broker.IssueError) {
 	ctx, cancel := context.WithDeadline(ctx, a.deadline)
 	defer cancel()
+	if failure := a.sign(); failure != nil {
+		return nil, failure
+	}
 	send := a.send
 	if a.request.OneTime {
 		send = a.sendOnce
@@ -92,14 +103,14 @@ type answer struct {
 
 // send makes a request that may share a connection with others.
 func (a *attempt) send(ctx context.Context) (*answer, error) {
-	return a.exchange(ctx, a.client.transport.http)
+	return a.exchange(a.client.newHTTPRequest(ctx, a.endpoint.url, a.request), a.client.transport.http)
 }
 
 // exchange sends the request and reads the answer to its end. With an error the
 // answer holds what came before it; nil when there was none at all.
-func (a *attempt) exchange(ctx context.Context, over http.RoundTripper) (*answer, error) {
-	ctx = httptrace.WithClientTrace(ctx, a.trace())
-	response, err := over.RoundTrip(a.client.newHTTPRequest(ctx, a.endpoint.url, a.request))
+func (a *attempt) exchange(request *http.Request, over http.RoundTripper) (*answer, error) {
+	request = request.WithContext(httptrace.WithClientTrace(request.Context(), a.trace()))
+	response, err := over.RoundTrip(request)
 	if err != nil {
 		return nil, err
 	}

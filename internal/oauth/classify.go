@@ -46,8 +46,12 @@ func (a *attempt) judge(answer *answer) (*broker.Grant, *broker.IssueError) {
 func (a *attempt) refusal(answer *answer, m members, unusable error) *broker.IssueError {
 	code := m.code()
 	wait, asked := retryAfter(answer.header, answer.received)
+	kind := classify(answer.status, asked, code, a.request.GrantType)
+	if a.client.unauthorizedRefuses && answer.status == http.StatusUnauthorized && code == "" && unusable != flawPage {
+		kind = broker.ClientRejected
+	}
 	return &broker.IssueError{
-		Kind:       classify(answer.status, asked, code, a.request.GrantType),
+		Kind:       kind,
 		Code:       code,
 		Text:       a.describe(answer, code, m, unusable, wait),
 		RetryAfter: wait,

@@ -24,7 +24,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"net/url"
@@ -39,54 +38,19 @@ const (
 	defaultUserAgent = "tokenbroker"
 )
 
-// ClientAuth is how the client authenticates to the token endpoint, in the
-// words of OpenID Connect Core section 9.
-type ClientAuth string
-
-const (
-	// ClientSecretPost puts client_id and client_secret into the form. Without
-	// a secret the client_id stands alone, as public clients have it.
-	ClientSecretPost ClientAuth = "client_secret_post"
-	// ClientSecretBasic puts both into the Authorization header and neither
-	// into the form.
-	ClientSecretBasic ClientAuth = "client_secret_basic"
-)
-
-// Config says which endpoint a Client speaks to, and as whom.
-type Config struct {
-	// TokenURL is the token endpoint. Its query, if any, is kept. Required.
-	TokenURL string
-	// RevocationURL is the revocation endpoint, likewise. Empty means that the
-	// server has none.
-	RevocationURL string
-	// ClientID as registered with the server. Required.
-	ClientID string
-	// ClientAuth is never guessed: trying one way and then another doubles
-	// refusals and burns codes. Required.
-	ClientAuth ClientAuth
-	// Timeout bounds a whole request, from looking up the host to the last
-	// byte of the answer. Zero means 10 seconds.
-	Timeout time.Duration
-	// UserAgent is sent with every request. Empty means "tokenbroker".
-	UserAgent string
-	// AllowInsecureHTTP admits http:// URLs of a host that is not a loopback
-	// one; secrets and tokens then travel in clear.
-	AllowInsecureHTTP bool
-	// Transport holds the connections. Clients may share one and should; nil
-	// means one of the Client's own, whose idle connections end by themselves.
-	Transport *Transport
-}
-
 // Client makes requests to one server as one client. It is immutable and may be
 // used from several goroutines.
 type Client struct {
-	token      endpoint
-	revocation endpoint // its url is nil when there is none
-	clientID   string
-	auth       ClientAuth
-	timeout    time.Duration
-	userAgent  string
-	transport  *Transport
+	fixed     *endpoints // nil when they are discovered
+	discovery *discovery // nil when they are not
+	clientID  string
+	auth      ClientAuth
+	assertion *assertion // nil unless auth is PrivateKeyJWT
+	// unauthorizedRefuses is as in ProfileConfig.
+	unauthorizedRefuses bool
+	timeout             time.Duration
+	userAgent           string
+	transport           *Transport
 }
 
 // endpoint is where a request goes. Its string is how messages call it.
@@ -97,45 +61,107 @@ type endpoint struct {
 
 func (e endpoint) String() string { return e.role + " endpoint " + shown(e.url) }
 
-// NewClient checks config and returns a Client for it. It makes no connection:
-// an endpoint that is down does not matter here. The error tells every mistake.
-func NewClient(config Config) (*Client, error) {
-	token, err := parseEndpoint("token", config.TokenURL, config.AllowInsecureHTTP)
-	var revocation endpoint
-	var revocationErr error
-	if config.RevocationURL != "" {
-		revocation, revocationErr = parseEndpoint("revocation", config.RevocationURL, config.AllowInsecureHTTP)
-	}
-	err = errors.Join(err, revocationErr, checkClientID(config.ClientID), checkClientAuth(config.ClientAuth))
-	if err != nil {
-		return nil, err
-	}
+// endpoints are a server's. The URLs of those that it does not have are nil.
+type endpoints struct {
+	authorization, token, revocation endpoint
+	// issuer is how the server calls itself; empty if nobody knows.
+	issuer string
+	// namesIssuer says that iss comes beside each code (RFC 9207).
+	namesIssuer bool
+}
+
+// NewClient returns a Client for the server and the client that config
+// describes. It makes no connection: an endpoint that is down does not matter
+// here. The error tells every mistake.
+func NewClient(config ProfileConfig) (*Client, error) {
 	c := &Client{
-		token:      token,
-		revocation: revocation,
-		clientID:   config.ClientID,
-		auth:       config.ClientAuth,
-		timeout:    orDefault(config.Timeout, defaultTimeout),
-		userAgent:  cmp.Or(config.UserAgent, defaultUserAgent),
-		transport:  config.Transport,
+		clientID:            config.ClientID,
+		auth:                config.ClientAuth,
+		unauthorizedRefuses: config.UnauthorizedRefuses,
+		timeout:             orDefault(config.Timeout, defaultTimeout),
+		userAgent:           cmp.Or(config.UserAgent, defaultUserAgent),
+		transport:           config.Transport,
 	}
 	if c.transport == nil {
 		c.transport = NewTransport(TransportConfig{})
 	}
+	err := errors.Join(c.locate(config), checkClientID(config.ClientID), c.authenticate(config))
+	if err != nil {
+		return nil, err
+	}
 	return c, nil
 }
 
-// Endpoint is the token endpoint as messages show it: without its query, and in
-// one spelling however it was configured.
-func (c *Client) Endpoint() string { return shown(c.token.url) }
+// locate finds out where the endpoints are, or will be found.
+func (c *Client) locate(config ProfileConfig) error {
+	if config.Issuer != "" {
+		if config.TokenURL != "" || config.AuthorizationURL != "" || config.RevocationURL != "" {
+			return errors.New("issuer excludes token_url, authorization_url and revocation_url: keep the issuer, from which they are discovered, or the URLs")
+		}
+		issuer, err := parseEndpoint("issuer", "issuer", config.Issuer, config.AllowInsecureHTTP)
+		if err != nil {
+			return err
+		}
+		if issuer.url.RawQuery != "" {
+			return errors.New("issuer has a query (?...): remove it")
+		}
+		c.discovery = c.transport.discovery(config.Issuer, issuer.url, config.AllowInsecureHTTP)
+		return nil
+	}
+	c.fixed = &endpoints{}
+	var errs []error
+	for _, e := range []struct {
+		to        *endpoint
+		role, raw string
+	}{
+		{&c.fixed.token, "token", config.TokenURL},
+		{&c.fixed.authorization, "authorization", config.AuthorizationURL},
+		{&c.fixed.revocation, "revocation", config.RevocationURL},
+	} {
+		if e.raw == "" && e.role != "token" {
+			continue
+		}
+		parsed, err := parseEndpoint(e.role, e.role+"_url", e.raw, config.AllowInsecureHTTP)
+		*e.to, errs = parsed, append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// Endpoint is the token endpoint as messages show it, without its query and in
+// one spelling however it was configured; the issuer where it is discovered.
+func (c *Client) Endpoint() string {
+	if c.discovery != nil {
+		return c.discovery.name
+	}
+	return shown(c.fixed.token.url)
+}
 
 // Timeout bounds one request.
 func (c *Client) Timeout() time.Duration { return c.timeout }
 
+// endpoints are those that are configured, or discovered by now.
+func (c *Client) endpoints(ctx context.Context) (*endpoints, *broker.IssueError) {
+	if c.fixed != nil {
+		return c.fixed, nil
+	}
+	m, failure := c.discovery.metadata(ctx, c)
+	switch {
+	case failure != nil:
+		return nil, failure
+	case c.auth == TLSClientAuth:
+		return &m.mtls, nil
+	}
+	return &m.plain, nil
+}
+
 // RequestToken makes one token request. The error is always a
 // *[broker.IssueError].
 func (c *Client) RequestToken(ctx context.Context, request TokenRequest) (*broker.Grant, error) {
-	a := newAttempt(ctx, c, c.token, request)
+	a := newAttempt(ctx, c, request)
+	if failure := a.locate(ctx); failure != nil {
+		return nil, failure
+	}
+	a.endpoint = a.at.token
 	answer, failure := a.ask(ctx)
 	if failure != nil {
 		return nil, failure
@@ -147,9 +173,9 @@ func (c *Client) RequestToken(ctx context.Context, request TokenRequest) (*broke
 	return grant, nil
 }
 
-// parseEndpoint reads an endpoint's URL. Its errors repeat nothing of what may
-// hide a password.
-func parseEndpoint(role, raw string, allowInsecureHTTP bool) (endpoint, error) {
+// parseEndpoint reads an endpoint's URL, which stands under name. Its errors
+// repeat nothing of what may hide a password.
+func parseEndpoint(role, name, raw string, allowInsecureHTTP bool) (endpoint, error) {
 	u, err := url.Parse(raw)
 	var flaw string
 	switch {
@@ -164,12 +190,12 @@ func parseEndpoint(role, raw string, allowInsecureHTTP bool) (endpoint, error) {
 	case u.Query().Has("client_secret"):
 		flaw = "holds a client_secret: remove it, and replace that secret since URLs are logged everywhere"
 	case u.Scheme == "http" && !allowInsecureHTTP && !IsLoopback(u.Hostname()):
-		return endpoint{}, fmt.Errorf("%s would send secrets in clear: use https://, or set allow_insecure_http if that is meant", shown(u))
+		flaw = shown(u) + " would send secrets in clear: use https://, or set allow_insecure_http if that is meant"
 	case u.Scheme != "http" && u.Scheme != "https":
 		flaw = "starts with neither https:// nor http://"
 	}
 	if flaw != "" {
-		return endpoint{}, fmt.Errorf("the %s URL %s", role, flaw)
+		return endpoint{}, errors.New(name + " " + flaw)
 	}
 	u.Host = canonicalHost(u)
 	return endpoint{role, u}, nil
@@ -198,19 +224,11 @@ func IsLoopback(host string) bool {
 func checkClientID(id string) error {
 	switch {
 	case id == "":
-		return errors.New("the client ID is missing")
+		return errors.New("client_id is missing")
 	case !isVSCHAR(id) || strings.TrimSpace(id) != id:
-		return errors.New("the client ID has blanks around it, or characters that no client ID can have (RFC 6749 appendix A.1)")
+		return errors.New("client_id has blanks around it, or characters that no client ID can have (RFC 6749 appendix A.1)")
 	}
 	return nil
-}
-
-func checkClientAuth(auth ClientAuth) error {
-	switch auth {
-	case ClientSecretPost, ClientSecretBasic:
-		return nil
-	}
-	return fmt.Errorf("client authentication %q is not one of %s, %s", auth, ClientSecretPost, ClientSecretBasic)
 }
 
 // shown is a URL as messages show it: a query or a user name may be secret.

@@ -129,7 +129,7 @@ func FuzzEncoding(f *testing.F) {
 	f.Cleanup(transport.CloseIdleConnections)
 	f.Fuzz(func(t *testing.T, id, secret, value string) {
 		for _, style := range []oauth.ClientAuth{oauth.ClientSecretPost, oauth.ClientSecretBasic} {
-			client, err := oauth.NewClient(oauth.Config{TokenURL: address, ClientID: id, ClientAuth: style, Transport: transport})
+			client, err := oauth.NewClient(oauth.ProfileConfig{TokenURL: address, ClientID: id, ClientAuth: style, Transport: transport})
 			if err != nil {
 				return // an ID that no client can have
 			}

@@ -44,9 +44,9 @@ func TestMain(m *testing.M) {
 // encoding changes.
 const canary = `c@nary+&%=: é"/\secret-value`
 
-func clientFor(t testing.TB, tokenURL string, change ...func(*oauth.Config)) *oauth.Client {
+func clientFor(t testing.TB, tokenURL string, change ...func(*oauth.ProfileConfig)) *oauth.Client {
 	t.Helper()
-	config := oauth.Config{TokenURL: tokenURL, ClientID: "tester", ClientAuth: oauth.ClientSecretPost, Timeout: 5 * time.Second}
+	config := oauth.ProfileConfig{TokenURL: tokenURL, ClientID: "tester", ClientAuth: oauth.ClientSecretPost, Timeout: 5 * time.Second}
 	for _, c := range change {
 		c(&config)
 	}
@@ -61,12 +61,12 @@ func clientFor(t testing.TB, tokenURL string, change ...func(*oauth.Config)) *oa
 	return client
 }
 
-func timeout(d time.Duration) func(*oauth.Config) {
-	return func(c *oauth.Config) { c.Timeout = d }
+func timeout(d time.Duration) func(*oauth.ProfileConfig) {
+	return func(c *oauth.ProfileConfig) { c.Timeout = d }
 }
 
-func over(config oauth.TransportConfig) func(*oauth.Config) {
-	return func(c *oauth.Config) { c.Transport = oauth.NewTransport(config) }
+func over(config oauth.TransportConfig) func(*oauth.ProfileConfig) {
+	return func(c *oauth.ProfileConfig) { c.Transport = oauth.NewTransport(config) }
 }
 
 func ask(grantType broker.GrantType) oauth.TokenRequest {

@@ -55,7 +55,7 @@ func TestHTTP2ConnectionsAreShared(t *testing.T) {
 	})
 	transport := oauth.NewTransport(oauth.TransportConfig{TLS: trust})
 	for _, id := range []string{"one", "two", "three"} {
-		client := clientFor(t, address, func(c *oauth.Config) { c.ClientID, c.Transport = id, transport })
+		client := clientFor(t, address, func(c *oauth.ProfileConfig) { c.ClientID, c.Transport = id, transport })
 		if _, err := request(t, client); err != nil {
 			t.Fatal(err)
 		}
@@ -64,7 +64,7 @@ func TestHTTP2ConnectionsAreShared(t *testing.T) {
 		t.Errorf("%d requests took %d connections", requests.Load(), connections.Load())
 	}
 	transport.CloseIdleConnections()
-	if _, err := request(t, clientFor(t, address, func(c *oauth.Config) { c.Transport = transport })); err != nil {
+	if _, err := request(t, clientFor(t, address, func(c *oauth.ProfileConfig) { c.Transport = transport })); err != nil {
 		t.Fatal(err)
 	}
 	if connections.Load() != 2 {

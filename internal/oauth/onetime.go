@@ -57,7 +57,8 @@ func (a *attempt) sendOnce(ctx context.Context) (*answer, error) {
 		commit:  context.AfterFunc(ctx, func() { cancel(context.Cause(ctx)) }),
 	}
 	defer a.oneTime.commit()
-	return a.exchange(detached, a.client.transport.single(a.oneTime.dial(detached)))
+	request := a.client.newHTTPRequest(detached, a.endpoint.url, a.request)
+	return a.exchange(request, a.client.transport.single(a.oneTime.dial(detached)))
 }
 
 // dial returns what connects. The connection ends with the request at the

@@ -357,7 +357,7 @@ func TestAnAnswerThatIsLateByLittleIsRead(t *testing.T) {
 const childAddress = "OAUTH_TEST_CHILD_ADDRESS"
 
 func beChild(address string) {
-	client, err := oauth.NewClient(oauth.Config{TokenURL: address, ClientID: "child", ClientAuth: oauth.ClientSecretPost, Timeout: 2 * soft})
+	client, err := oauth.NewClient(oauth.ProfileConfig{TokenURL: address, ClientID: "child", ClientAuth: oauth.ClientSecretPost, Timeout: 2 * soft})
 	if err != nil {
 		fmt.Println(err)
 		return

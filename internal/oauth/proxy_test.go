@@ -98,7 +98,7 @@ func TestPlainRequestsGoThroughTheProxy(t *testing.T) {
 	defer backend.Close()
 	log := proxy.route(t, "plain.test", backend.Listener.Addr().String())
 
-	client := clientFor(t, "http://plain.test/token", func(c *oauth.Config) { c.AllowInsecureHTTP = true })
+	client := clientFor(t, "http://plain.test/token", func(c *oauth.ProfileConfig) { c.AllowInsecureHTTP = true })
 	bothWays(t, func(t *testing.T, asked oauth.TokenRequest) {
 		before := len(log())
 		if _, err := client.RequestToken(t.Context(), asked); err != nil {

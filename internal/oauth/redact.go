@@ -34,6 +34,7 @@ func newRedactor(clientID string, request TokenRequest) *redactor {
 	r := &redactor{pieces: map[string]bool{}}
 	user, password := basicHalves(clientID, request.ClientSecret)
 	r.hide(request.ClientSecret.Reveal())
+	r.hide(request.assertion.Reveal())
 	for _, secret := range request.Secrets {
 		r.hide(secret.Reveal())
 	}

@@ -15,7 +15,7 @@ import (
 )
 
 // described is what is shown of an error_description.
-func described(t *testing.T, description string, asked oauth.TokenRequest, change ...func(*oauth.Config)) string {
+func described(t *testing.T, description string, asked oauth.TokenRequest, change ...func(*oauth.ProfileConfig)) string {
 	t.Helper()
 	body, err := json.Marshal(map[string]string{"error": "invalid_request", "error_description": description})
 	if err != nil {

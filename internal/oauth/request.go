@@ -37,7 +37,7 @@ type TokenRequest struct {
 	// section 3.2), nor are the names that other fields stand for.
 	Parameters url.Values
 	// Secrets are the parameters that must never be shown: username, password,
-	// code, code_verifier, refresh_token, client_assertion. They are sent as
+	// code, code_verifier, refresh_token. They are sent as
 	// Parameters are, and kept out of every error.
 	Secrets map[string]broker.Secret
 	// Timeout bounds this request instead of the client's; zero is the
@@ -49,11 +49,15 @@ type TokenRequest struct {
 	// request is written. An error keeps the request from being sent and is the
 	// cause of the failure. It may be called from another goroutine.
 	Clear func() error
+
+	// assertion authenticates the client in place of a secret. Each attempt
+	// makes its own.
+	assertion broker.Secret
 }
 
 // ownParameters have their own fields, so that no request says them twice
 // (RFC 6749 section 3.2) or authenticates in two ways (section 2.3).
-var ownParameters = []string{"grant_type", "scope", "client_id", "client_secret"}
+var ownParameters = []string{"grant_type", "scope", "client_id", "client_secret", "client_assertion_type", "client_assertion"}
 
 // newHTTPRequest puts request on the wire's terms.
 func (c *Client) newHTTPRequest(ctx context.Context, to *url.URL, request TokenRequest) *http.Request {
@@ -96,10 +100,16 @@ func (c *Client) form(request TokenRequest) url.Values {
 	}
 	addPresent(form, "grant_type", string(request.GrantType))
 	addPresent(form, "scope", strings.Join(request.Scopes, " "))
-	if c.auth == ClientSecretPost {
-		addPresent(form, "client_id", c.clientID)
+	switch c.auth {
+	case ClientSecretBasic:
+		return form
+	case ClientSecretPost:
 		addPresent(form, "client_secret", request.ClientSecret.Reveal())
+	case PrivateKeyJWT:
+		addPresent(form, "client_assertion_type", assertionType)
+		addPresent(form, "client_assertion", request.assertion.Reveal())
 	}
+	addPresent(form, "client_id", c.clientID)
 	return form
 }
 

@@ -15,7 +15,7 @@ import (
 )
 
 // onWire is the one request that client makes, byte by byte.
-func onWire(t *testing.T, path string, asked oauth.TokenRequest, change ...func(*oauth.Config)) string {
+func onWire(t *testing.T, path string, asked oauth.TokenRequest, change ...func(*oauth.ProfileConfig)) string {
 	t.Helper()
 	seen := make(chan string, 1)
 	address := serveTCP(t, func(c net.Conn) {
@@ -48,14 +48,14 @@ func complete(raw string) bool {
 	return found && len(body) >= n
 }
 
-func basic(c *oauth.Config) { c.ClientAuth = oauth.ClientSecretBasic }
+func basic(c *oauth.ProfileConfig) { c.ClientAuth = oauth.ClientSecretBasic }
 
 func TestClientSecretPostOnTheWire(t *testing.T) {
 	got := onWire(t, "/a%2Fb/token?tenant=x%20y&b=1", oauth.TokenRequest{
 		GrantType:    broker.ClientCredentials,
 		Scopes:       []string{"openid", "global.wildcard"},
 		ClientSecret: broker.NewSecret("p+&%=: é"),
-	}, func(c *oauth.Config) { c.UserAgent = "broker/1" })
+	}, func(c *oauth.ProfileConfig) { c.UserAgent = "broker/1" })
 	body := "client_id=tester&client_secret=p%2B%26%25%3D%3A+%C3%A9&grant_type=client_credentials&scope=openid+global.wildcard"
 	want := "POST /a%2Fb/token?tenant=x%20y&b=1 HTTP/1.1\r\n" +
 		"Host: HOST\r\n" +
@@ -74,7 +74,7 @@ func TestClientSecretBasicOnTheWire(t *testing.T) {
 	got := onWire(t, "/token", oauth.TokenRequest{
 		GrantType:    broker.ClientCredentials,
 		ClientSecret: broker.NewSecret("p+&%=: é"),
-	}, basic, func(c *oauth.Config) { c.ClientID = "https://id/a b" })
+	}, basic, func(c *oauth.ProfileConfig) { c.ClientID = "https://id/a b" })
 	body := "grant_type=client_credentials"
 	want := "POST /token HTTP/1.1\r\n" +
 		"Host: HOST\r\n" +
@@ -128,22 +128,22 @@ func TestAPublicClientSendsItsIDAlone(t *testing.T) {
 
 func TestConfigMistakes(t *testing.T) {
 	for name, tc := range map[string]struct {
-		config oauth.Config
+		config oauth.ProfileConfig
 		words  string
 	}{
-		"nothing":      {oauth.Config{}, "the token URL is missing\nthe client ID is missing\nclient authentication \"\" is not"},
-		"no host":      {oauth.Config{TokenURL: "https:///token"}, "not an absolute URL"},
-		"relative":     {oauth.Config{TokenURL: "/token"}, "not an absolute URL"},
-		"broken":       {oauth.Config{TokenURL: "https://h/%zz" + canary}, "not an absolute URL"},
-		"user":         {oauth.Config{TokenURL: "https://u:secret-value@h/token"}, "user name"},
-		"fragment":     {oauth.Config{TokenURL: "https://h/token#secret-value"}, "fragment"},
-		"secret":       {oauth.Config{TokenURL: "https://h/token?client_secret=secret-value"}, "replace that secret"},
-		"clear":        {oauth.Config{TokenURL: "http://h/token?x=secret-value"}, "http://h/token would send secrets in clear"},
-		"ftp":          {oauth.Config{TokenURL: "ftp://h/token"}, "neither https"},
-		"blank id":     {oauth.Config{TokenURL: "https://h", ClientID: "id\n"}, "blanks around it"},
-		"in clear too": {oauth.Config{TokenURL: "https://h", RevocationURL: "http://h/revoke?x=secret-value"}, "http://h/revoke would send secrets in clear"},
-		"no scheme":    {oauth.Config{TokenURL: "https://h", RevocationURL: "h/revoke"}, "the revocation URL is not an absolute URL such as https://id.example.com/revocation"},
-		"other style":  {oauth.Config{TokenURL: "https://h", ClientID: "id", ClientAuth: "magic"}, `"magic" is not one of client_secret_post, client_secret_basic`},
+		"nothing":      {oauth.ProfileConfig{}, "token_url is missing\nclient_id is missing\nclient_auth \"\" is not"},
+		"no host":      {oauth.ProfileConfig{TokenURL: "https:///token"}, "not an absolute URL"},
+		"relative":     {oauth.ProfileConfig{TokenURL: "/token"}, "not an absolute URL"},
+		"broken":       {oauth.ProfileConfig{TokenURL: "https://h/%zz" + canary}, "not an absolute URL"},
+		"user":         {oauth.ProfileConfig{TokenURL: "https://u:secret-value@h/token"}, "user name"},
+		"fragment":     {oauth.ProfileConfig{TokenURL: "https://h/token#secret-value"}, "fragment"},
+		"secret":       {oauth.ProfileConfig{TokenURL: "https://h/token?client_secret=secret-value"}, "replace that secret"},
+		"clear":        {oauth.ProfileConfig{TokenURL: "http://h/token?x=secret-value"}, "http://h/token would send secrets in clear"},
+		"ftp":          {oauth.ProfileConfig{TokenURL: "ftp://h/token"}, "neither https"},
+		"blank id":     {oauth.ProfileConfig{TokenURL: "https://h", ClientID: "id\n"}, "blanks around it"},
+		"in clear too": {oauth.ProfileConfig{TokenURL: "https://h", RevocationURL: "http://h/revoke?x=secret-value"}, "http://h/revoke would send secrets in clear"},
+		"no scheme":    {oauth.ProfileConfig{TokenURL: "https://h", RevocationURL: "h/revoke"}, "revocation_url is not an absolute URL such as https://id.example.com/revocation"},
+		"other style":  {oauth.ProfileConfig{TokenURL: "https://h", ClientID: "id", ClientAuth: "magic"}, `"magic" is not one of client_secret_post, client_secret_basic`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := oauth.NewClient(tc.config)
@@ -156,12 +156,12 @@ func TestConfigMistakes(t *testing.T) {
 
 func TestPlainHTTPOnlyToLoopbackHosts(t *testing.T) {
 	for _, host := range []string{"localhost", "LOCALHOST:80", "127.0.0.1:1", "127.8.8.8", "[::1]:1", "[::ffff:127.0.0.1]"} {
-		if _, err := oauth.NewClient(oauth.Config{TokenURL: "http://" + host, ClientID: "c", ClientAuth: oauth.ClientSecretPost}); err != nil {
+		if _, err := oauth.NewClient(oauth.ProfileConfig{TokenURL: "http://" + host, ClientID: "c", ClientAuth: oauth.ClientSecretPost}); err != nil {
 			t.Errorf("%s: %v", host, err)
 		}
 	}
 	for _, host := range []string{"localhost.example.com", "10.0.0.1", "128.0.0.1", "[::2]", "127.0.0.1.example.com"} {
-		if _, err := oauth.NewClient(oauth.Config{TokenURL: "http://" + host, ClientID: "c", ClientAuth: oauth.ClientSecretPost}); err == nil {
+		if _, err := oauth.NewClient(oauth.ProfileConfig{TokenURL: "http://" + host, ClientID: "c", ClientAuth: oauth.ClientSecretPost}); err == nil {
 			t.Errorf("%s was admitted", host)
 		}
 	}
@@ -169,7 +169,7 @@ func TestPlainHTTPOnlyToLoopbackHosts(t *testing.T) {
 
 func TestOneSpellingOfAnEndpoint(t *testing.T) {
 	for _, raw := range []string{"https://ID.example.com/t?x=1", "https://id.example.com:443/t", "HTTPS://id.EXAMPLE.com/t"} {
-		client, err := oauth.NewClient(oauth.Config{TokenURL: raw, ClientID: "c", ClientAuth: oauth.ClientSecretPost})
+		client, err := oauth.NewClient(oauth.ProfileConfig{TokenURL: raw, ClientID: "c", ClientAuth: oauth.ClientSecretPost})
 		if err != nil {
 			t.Fatal(err)
 		}

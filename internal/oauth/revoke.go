@@ -12,18 +12,22 @@ import (
 // *[broker.IssueError]; its code is unsupported_token_type when the server does
 // not revoke tokens of this kind.
 func (c *Client) Revoke(ctx context.Context, token broker.Secret, kind broker.TokenKind, clientSecret broker.Secret) error {
-	if c.revocation.url == nil {
-		return &broker.IssueError{
-			Kind:    broker.RequestRejected,
-			Text:    "the token cannot be revoked: no revocation endpoint is known beside the " + c.token.String(),
-			Outcome: broker.Unsent,
-		}
-	}
-	a := newAttempt(ctx, c, c.revocation, TokenRequest{
+	a := newAttempt(ctx, c, TokenRequest{
 		ClientSecret: clientSecret,
 		Parameters:   url.Values{"token_type_hint": {string(kind)}},
 		Secrets:      map[string]broker.Secret{"token": token},
 	})
+	if failure := a.locate(ctx); failure != nil {
+		return failure
+	}
+	if a.at.revocation.url == nil {
+		return &broker.IssueError{
+			Kind:    broker.RequestRejected,
+			Text:    "the token cannot be revoked: no revocation endpoint is known beside the " + a.at.token.String(),
+			Outcome: broker.Unsent,
+		}
+	}
+	a.endpoint = a.at.revocation
 	answer, failure := a.ask(ctx)
 	if failure == nil {
 		failure = a.judgeRevocation(answer)

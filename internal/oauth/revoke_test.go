@@ -13,12 +13,12 @@ import (
 	"github.com/tokenbroker/tokenbroker/internal/oauth"
 )
 
-func revoking(address string) func(*oauth.Config) {
-	return func(c *oauth.Config) { c.RevocationURL = strings.TrimSuffix(address, "/token") + "/revoke?x=1" }
+func revoking(address string) func(*oauth.ProfileConfig) {
+	return func(c *oauth.ProfileConfig) { c.RevocationURL = strings.TrimSuffix(address, "/token") + "/revoke?x=1" }
 }
 
 // revoke asks the server at address to forget a token.
-func revoke(t *testing.T, address string, change ...func(*oauth.Config)) error {
+func revoke(t *testing.T, address string, change ...func(*oauth.ProfileConfig)) error {
 	t.Helper()
 	client := clientFor(t, "https://nosuch.invalid/token", append(change, revoking(address))...)
 	return client.Revoke(t.Context(), broker.NewSecret("token-"+canary), broker.RefreshToken, broker.NewSecret(canary))
@@ -33,8 +33,8 @@ func TestRevocationOnTheWire(t *testing.T) {
 	}))
 	const to = "POST /revoke?x=1 application/x-www-form-urlencoded "
 	token := "token:[token-" + canary + "] token_type_hint:[refresh_token]]"
-	for want, style := range map[string]func(*oauth.Config){
-		to + "false map[client_id:[tester] client_secret:[" + canary + "] " + token: func(*oauth.Config) {},
+	for want, style := range map[string]func(*oauth.ProfileConfig){
+		to + "false map[client_id:[tester] client_secret:[" + canary + "] " + token: func(*oauth.ProfileConfig) {},
 		to + "true map[" + token: basic,
 	} {
 		if err := revoke(t, address, style); err != nil || seen != want {

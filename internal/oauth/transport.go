@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"sync"
 	"time"
 )
 
@@ -38,6 +39,9 @@ type TransportConfig struct {
 	ConnectTimeout time.Duration
 	// HandshakeTimeout bounds the TLS handshake. Zero means 3 seconds.
 	HandshakeTimeout time.Duration
+	// MetadataAge is when a server's metadata are asked for again. Zero means
+	// one hour.
+	MetadataAge time.Duration
 }
 
 // Transport holds connections to token endpoints and reuses them, HTTP/2 and
@@ -50,6 +54,9 @@ type Transport struct {
 	dialer                           *net.Dialer
 	tls                              *tls.Config
 	connectTimeout, handshakeTimeout time.Duration
+
+	metadataAge time.Duration
+	servers     sync.Map // of *discovery
 }
 
 // NewTransport returns a Transport without connections.
@@ -58,6 +65,7 @@ func NewTransport(config TransportConfig) *Transport {
 		tls:              verifying(config.TLS),
 		connectTimeout:   orDefault(config.ConnectTimeout, defaultConnectTimeout),
 		handshakeTimeout: orDefault(config.HandshakeTimeout, defaultHandshakeTimeout),
+		metadataAge:      orDefault(config.MetadataAge, defaultMetadataAge),
 	}
 	t.dialer = &net.Dialer{Timeout: t.connectTimeout, KeepAlive: idleTimeout}
 	t.http = t.connections(t.dialer.DialContext)
@@ -67,6 +75,14 @@ func NewTransport(config TransportConfig) *Transport {
 	t.http.MaxIdleConnsPerHost = 4
 	t.http.IdleConnTimeout = idleTimeout
 	return t
+}
+
+// presenting is a Transport like t that presents a certificate to whoever asks
+// for one.
+func (t *Transport) presenting(certificate *tls.Certificate) *Transport {
+	config := t.tls.Clone()
+	config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return certificate, nil }
+	return NewTransport(TransportConfig{TLS: config, ConnectTimeout: t.connectTimeout, HandshakeTimeout: t.handshakeTimeout})
 }
 
 // connections are made by dial, through the same proxies and as safely whatever

@@ -23,6 +23,7 @@ import (
 type Memory struct {
 	mu       sync.Mutex
 	families map[string]*memRecord
+	tickets  map[string]*memTicket
 	// sweepAt is how many families there may be before those that hold
 	// nothing any more are looked for.
 	sweepAt int
@@ -38,6 +39,7 @@ type Memory struct {
 func NewMemory() *Memory {
 	return &Memory{
 		families:    make(map[string]*memRecord),
+		tickets:     make(map[string]*memTicket),
 		sweepAt:     memLeastSweep,
 		subscribers: make(map[int]func(broker.Change)),
 	}

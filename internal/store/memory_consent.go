@@ -9,8 +9,9 @@ import (
 // memConsent is a refresh token, and what is known of its presentations. It is
 // replaced as a whole by the next refresh token.
 type memConsent struct {
-	secret broker.Secret
-	id     string
+	secret  broker.Secret
+	account broker.Account
+	id      string
 	// origin is the id of the first refresh token of the grant.
 	origin     string
 	generation broker.Generation
@@ -55,7 +56,9 @@ func (c *memConsent) is(id string) bool { return c != nil && c.id == id }
 // from reports whether the grant began with this refresh token.
 func (c *memConsent) from(refresh broker.Secret) bool { return c != nil && c.origin == refresh.ID() }
 
-func (c *memConsent) lives() bool { return c != nil && !c.dead }
+func (c *memConsent) lives(now time.Time) bool {
+	return c != nil && !c.dead && (c.ends.IsZero() || broker.Until(now, c.ends) > 0)
+}
 
 // inDoubt reports whether somebody other than owner may still be waiting for
 // the answer to a presentation.
@@ -100,7 +103,7 @@ func (c *memConsent) proved(fence broker.Generation, rotates broker.Rotates) {
 // token was spent for it.
 func (c *memConsent) successor(s broker.Result, g broker.Generation, now time.Time) *memConsent {
 	id := s.Refresh.ID()
-	next := &memConsent{secret: s.Refresh, id: id, origin: id, generation: g, rotates: s.Rotates, began: now}
+	next := &memConsent{secret: s.Refresh, account: s.Account, id: id, origin: id, generation: g, rotates: s.Rotates, began: now}
 	if s.Remaining > 0 {
 		next.ends = now.Add(s.Remaining)
 	}
@@ -116,11 +119,11 @@ func (c *memConsent) seen(now time.Time) *broker.Consent {
 		return nil
 	}
 	s := &broker.Consent{
-		RefreshToken: c.secret, Generation: c.generation, Rotates: c.rotates,
+		RefreshToken: c.secret, Account: c.account, Dead: c.dead, Generation: c.generation, Rotates: c.rotates,
 		Age: now.Sub(c.began), Remaining: broker.Forever, Presentations: c.presentations,
 	}
 	if !c.ends.IsZero() {
-		s.Remaining = max(broker.Until(now, c.ends), 0)
+		s.Remaining = broker.Until(now, c.ends)
 	}
 	if c.presentations > 0 {
 		s.PresentedAge = now.Sub(c.presented)

@@ -38,8 +38,11 @@ func (r *memRecord) acquire(c broker.Claim, now time.Time) broker.Acquisition {
 		a.Verdict, a.Wait = broker.Busy, r.lease.until.Sub(now)
 	case c.Consent != broker.NoConsent && r.consent.inDoubt(c.Owner, now):
 		a.Verdict, a.Wait = broker.InDoubt, r.consent.intent.until.Sub(now)
-	case c.Consent == broker.ConsentRequired && !r.consent.lives():
+	case c.Consent == broker.ConsentRequired && !r.consent.lives(now):
 		a.Verdict = broker.Unauthorized
+		if a.Consent = r.consent.seen(now); a.Consent != nil {
+			a.Consent.RefreshToken, a.Consent.Account = broker.Secret{}, broker.Account{}
+		}
 	default:
 		r.fence = r.next(now, c.Floor)
 		r.lease = memLease{owner: c.Owner, fence: r.fence, until: now.Add(c.Length)}
@@ -54,7 +57,7 @@ func (r *memRecord) granted(c broker.Claim, now time.Time) broker.Acquisition {
 		Verdict: broker.Granted, Fence: r.lease.fence,
 		Token: r.tokens[c.Slot].seen(now), Failure: r.failure.seen(now),
 	}
-	if c.Consent != broker.NoConsent && r.consent.lives() {
+	if c.Consent != broker.NoConsent && r.consent.lives(now) {
 		a.Consent = r.consent.seen(now)
 	}
 	return a

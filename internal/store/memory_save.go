@@ -70,7 +70,7 @@ func (r *memRecord) take(l broker.Lease, s broker.Result, now time.Time) *broker
 	changed := &broker.Change{}
 	if s.Supersede {
 		l.Fence = r.next(now, l.Fence)
-		changed.Dropped = r.supersede(s, now)
+		changed.Dropped, changed.Reset = r.supersede(s, now), true
 	}
 	if r.lease.is(l) {
 		r.lease = memLease{}

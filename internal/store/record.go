@@ -445,10 +445,10 @@ func seenConsent(f fields, now int64) *broker.Consent {
 	}
 	seen := &broker.Consent{
 		Generation: broker.Generation(r.generation), Rotates: named(rotates, r.rotates()),
-		Age: span(now - r.start()), Remaining: broker.Forever,
+		Age: span(now - r.start()), Remaining: broker.Forever, Dead: r.dead() > r.proof(),
 	}
 	if ends := r.consentEnds(); ends != 0 {
-		seen.Remaining = max(span(ends-now), 0)
+		seen.Remaining = span(ends - now)
 	}
 	if count, at, _ := f.presentations(r); count > 0 {
 		seen.Presentations, seen.PresentedAge = int(count), span(now-at)
@@ -481,6 +481,8 @@ type payload struct {
 	Token  string   `json:"token"`
 	Type   string   `json:"type,omitempty"`
 	Scopes []string `json:"scopes,omitempty"`
+	// Account is beside a refresh token.
+	Account broker.Account `json:"account,omitzero"`
 }
 
 func sealPayload(k *Keyset, p payload, family, place string) (string, error) {

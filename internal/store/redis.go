@@ -269,6 +269,8 @@ func (r *Redis) acquisition(ctx context.Context, c broker.Claim, answer reply) (
 		}
 	case broker.Refused:
 		a.Failure = seenFailure(answer.out, answer.now)
+	case broker.Unauthorized:
+		a.Consent = seenConsent(answer.out, answer.now)
 	}
 	if a.Verdict == broker.Unknown {
 		r.ask(ctx, c.Family)
@@ -310,7 +312,7 @@ func (r *Redis) consent(family string, answer reply) (*broker.Consent, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.RefreshToken = broker.NewSecret(p.Token)
+	c.RefreshToken, c.Account = broker.NewSecret(p.Token), p.Account
 	return c, nil
 }
 
@@ -402,7 +404,7 @@ func (r *Redis) save(ctx context.Context, l broker.Lease, s broker.Result, known
 	refreshID, refresh := "", ""
 	if !s.Refresh.IsEmpty() {
 		refreshID = s.Refresh.ID()
-		if refresh, err = sealPayload(k, payload{Token: s.Refresh.Reveal()}, l.Family, refreshPlace); err != nil {
+		if refresh, err = sealPayload(k, payload{Token: s.Refresh.Reveal(), Account: s.Account}, l.Family, refreshPlace); err != nil {
 			return reply{}, fmt.Errorf("%s family %s: %w", what, l.Family, err)
 		}
 	}

@@ -32,6 +32,8 @@ var (
 	seedScript       = loadScript("seed")
 	restoreScript    = loadScript("restore")
 	quarantineScript = loadScript("quarantine")
+	keepScript       = loadScript("keep")
+	redeemScript     = loadScript("redeem")
 )
 
 func loadScript(name string) *script {

@@ -22,9 +22,13 @@ import (
 	"github.com/tokenbroker/tokenbroker/internal/oauth"
 )
 
-// offlineAccess is the scope that brings refresh tokens, if the client may have
-// them.
-const offlineAccess = "offline_access"
+const (
+	// productID is that of Vantage itself.
+	productID = "a8548c9b-cb90-4c66-8567-d7372bb9b963"
+	// consentLifetime is how long refresh tokens live unless the client was
+	// created with another time.
+	consentLifetime = 30 * 24 * time.Hour
+)
 
 // regions are the public clouds. A tenant lives in one of them.
 var regions = []string{"eu", "us", "au"}
@@ -45,20 +49,30 @@ type Config struct {
 	// ClientSecrets, newest first: one at least. The next one is tried only
 	// when Vantage refuses the client.
 	ClientSecrets []broker.Secret
-	// GrantType is broker.ClientCredentials, also for empty, or
-	// broker.Password.
+	// GrantType is broker.ClientCredentials, also for empty, broker.Password
+	// or broker.AuthorizationCode.
 	GrantType broker.GrantType
 	// Username and Password of whom the client acts for. Required with the
 	// grant password.
 	Username, Password broker.Secret
+	// RedirectURL is where the browser comes back to: the whole URL, as it was
+	// registered. Vantage admits whatever begins with what was registered.
+	// Required with the grant authorization_code.
+	RedirectURL string
+	// ProductID is the product that a person signs in to; empty means Vantage.
+	ProductID string
 	// Scopes that a caller gets when it names none. With offline_access among
-	// them the grant password brings refresh tokens.
+	// them a person's grant brings refresh tokens.
 	Scopes []string
 	// Timeout bounds one token request; zero means 10 seconds.
 	Timeout time.Duration
-	// Grace and Reusable are the profile's.
-	Grace    time.Duration
-	Reusable bool
+	// Grace, Reusable and ConsoleURL are the profile's.
+	Grace      time.Duration
+	Reusable   bool
+	ConsoleURL string
+	// ConsentLifetime is how long refresh tokens live, which Vantage counts
+	// from the sign-in and never extends; zero means 30 days.
+	ConsentLifetime time.Duration
 	// DefaultLifetime, MaxTokenAge and RejectedRetry are the profile's, with
 	// its defaults for zero.
 	DefaultLifetime time.Duration
@@ -79,39 +93,61 @@ type Config struct {
 // connection. The error tells every mistake, and what to do about it.
 func NewProfile(config Config) (*broker.Profile, error) {
 	config.GrantType = cmp.Or(config.GrantType, broker.ClientCredentials)
-	server, serverErr := config.server()
-	err := errors.Join(config.checkIdentity(), serverErr, config.checkSecrets(), config.checkUser(), checkScopes(config.Scopes))
-	client, clientErr := oauth.NewClient(oauth.Config{
+	base, server, err := config.server()
+	wire := oauth.ProfileConfig{
+		Name:              config.Name,
+		Provider:          "vantage",
 		TokenURL:          server + "/connect/token",
+		AuthorizationURL:  server + "/connect/authorize",
 		RevocationURL:     server + "/connect/revocation",
+		ExpectedIssuers:   []string{base + "/auth2", server},
+		AllowInsecureHTTP: config.AllowInsecureHTTP,
 		ClientID:          config.ClientID,
 		ClientAuth:        oauth.ClientSecretPost,
+		ClientSecrets:     config.ClientSecrets,
+		GrantType:         config.GrantType,
+		Username:          config.Username,
+		Password:          config.Password,
+		RedirectURL:       config.RedirectURL,
+		Scopes:            config.Scopes,
+		SignInParameters:  url.Values{"productId": {cmp.Or(config.ProductID, productID)}},
+		ScopeWithCode:     true,
+		Explain:           explain,
 		Timeout:           config.Timeout,
+		Grace:             config.Grace,
+		Reusable:          config.Reusable,
+		ConsentLifetime:   config.consentLifetime(),
+		DefaultLifetime:   config.DefaultLifetime,
+		MaxTokenAge:       config.MaxTokenAge,
+		RejectedRetry:     config.RejectedRetry,
+		ConsoleURL:        config.ConsoleURL,
+		FingerprintKey:    config.FingerprintKey,
 		UserAgent:         config.UserAgent,
-		AllowInsecureHTTP: config.AllowInsecureHTTP,
 		Transport:         config.Transport,
-	})
-	if err = errors.Join(err, clientErr); err != nil {
+	}
+	if wire.Transport == nil {
+		wire.Transport = oauth.NewTransport(oauth.TransportConfig{})
+	}
+	profile, profileErr := oauth.NewProfile(wire)
+	if err = errors.Join(err, profileErr); err != nil {
 		return nil, err
 	}
-	secrets := distinct(config.ClientSecrets)
-	return &broker.Profile{
-		Name:            config.Name,
-		Provider:        "vantage",
-		GrantType:       config.GrantType,
-		Scopes:          slices.Clone(config.Scopes),
-		Identity:        config.identity(client.Endpoint()),
-		Credential:      config.credential(secrets),
-		Issuer:          newIssuer(config, client, secrets),
-		RefreshTokens:   config.GrantType == broker.Password && slices.Contains(config.Scopes, offlineAccess),
-		Reusable:        config.Reusable,
-		Grace:           config.Grace,
-		Timeout:         client.Timeout(),
-		DefaultLifetime: config.DefaultLifetime,
-		MaxTokenAge:     config.MaxTokenAge,
-		RejectedRetry:   config.RejectedRetry,
-		Endpoint:        client.Endpoint(),
-	}, nil
+	client, err := oauth.NewClient(wire)
+	if err != nil {
+		return nil, err
+	}
+	profile.Identity = config.identity(profile.Endpoint)
+	profile.Issuer = newIssuer(client, profile.Issuer)
+	return profile, nil
+}
+
+// consentLifetime is that of a person's consent. A password brings the next one
+// by itself.
+func (c Config) consentLifetime() time.Duration {
+	if c.GrantType != broker.AuthorizationCode {
+		return 0
+	}
+	return cmp.Or(c.ConsentLifetime, consentLifetime)
 }
 
 // identity names what would be issued. A user's name can be guessed, so it is in
@@ -124,25 +160,18 @@ func (c Config) identity(endpoint string) string {
 	return broker.Identity(parts...)
 }
 
-// credential names what is presented.
-func (c Config) credential(secrets []broker.Secret) string {
-	if c.GrantType == broker.Password {
-		secrets = append(slices.Clone(secrets), c.Username, c.Password)
-	}
-	return broker.Fingerprint(c.FingerprintKey, secrets...)
-}
-
 // server is what the endpoints' URLs begin with, the tenant's own where there is
-// a tenant. It is one that can be parsed even when there are mistakes.
-func (c Config) server() (string, error) {
-	base, err := c.base()
+// a tenant, and base what comes before /auth2. Both can be parsed even when there
+// are mistakes.
+func (c Config) server() (base, server string, err error) {
+	base, err = c.base()
 	if err = errors.Join(err, checkTenant(c.TenantID)); err != nil {
-		return "https://vantage.invalid", err
+		return "https://vantage.invalid", "https://vantage.invalid", err
 	}
 	if c.TenantID != "" {
-		return base + "/auth2/" + url.PathEscape(c.TenantID), nil
+		return base, base + "/auth2/" + url.PathEscape(c.TenantID), nil
 	}
-	return base + "/auth2", nil
+	return base, base + "/auth2", nil
 }
 
 // base is what comes before /auth2, without a slash at its end.
@@ -188,72 +217,6 @@ func checkTenant(id string) error {
 		return errors.New("tenant_id has slashes, dots or blanks: copy it from Vantage, Configuration, General")
 	}
 	return nil
-}
-
-func (c Config) checkIdentity() error {
-	var nameErr, keyErr error
-	if c.Name == "" {
-		nameErr = errors.New("the profile has no name")
-	}
-	if len(c.FingerprintKey) == 0 {
-		keyErr = errors.New("there is no fingerprint key")
-	}
-	return errors.Join(nameErr, keyErr)
-}
-
-func (c Config) checkSecrets() error {
-	if len(c.ClientSecrets) == 0 {
-		return errors.New("there is no client secret: set client_secret or client_secrets")
-	}
-	for i, s := range c.ClientSecrets {
-		switch {
-		case s.IsEmpty():
-			return fmt.Errorf("client secret %d is empty: check the file or variable that it comes from", i+1)
-		case strings.TrimSpace(s.Reveal()) != s.Reveal():
-			return fmt.Errorf("client secret %d has blanks or line ends around it: remove them where it comes from", i+1)
-		}
-	}
-	return nil
-}
-
-func (c Config) checkUser() error {
-	switch {
-	case c.GrantType == broker.ClientCredentials:
-		return nil
-	case c.GrantType != broker.Password:
-		return fmt.Errorf("the grant %s is not one of %s, %s", c.GrantType, broker.ClientCredentials, broker.Password)
-	}
-	var userErr, passwordErr error
-	switch name := c.Username.Reveal(); {
-	case name == "":
-		userErr = errors.New("password.username is empty: check the file or variable that it comes from")
-	case strings.TrimSpace(name) != name:
-		userErr = errors.New("password.username has blanks or line ends around it: remove them where it comes from")
-	}
-	if c.Password.IsEmpty() {
-		passwordErr = errors.New("password.password is empty: check the file or variable that it comes from")
-	}
-	return errors.Join(userErr, passwordErr)
-}
-
-func checkScopes(scopes []string) error {
-	for _, s := range scopes {
-		if s == "" || strings.ContainsFunc(s, func(c rune) bool { return c <= ' ' || c > '~' || c == '"' || c == '\\' }) {
-			return fmt.Errorf("scope %q is not one scope (RFC 6749 section 3.3): write each on its own", s)
-		}
-	}
-	return nil
-}
-
-// distinct drops repetitions, so that no refused secret is sent twice.
-func distinct(secrets []broker.Secret) []broker.Secret {
-	var d []broker.Secret
-	for _, s := range secrets {
-		if !slices.ContainsFunc(d, s.Equal) {
-			d = append(d, s)
-		}
-	}
-	return d
 }
 
 func isBlankOrControl(c rune) bool { return unicode.IsSpace(c) || unicode.IsControl(c) }

@@ -69,13 +69,13 @@ func TestEndpoints(t *testing.T) {
 func TestMistakesAreAllTold(t *testing.T) {
 	_, err := vantage.NewProfile(vantage.Config{TenantID: "../x", Scopes: []string{"a b"}})
 	want := []string{
-		"the profile has no name",
-		"there is no fingerprint key",
 		"neither region nor base_url is set: set region to eu, us, au, or base_url for a private cloud",
 		"tenant_id has slashes, dots or blanks: copy it from Vantage, Configuration, General",
-		"there is no client secret: set client_secret or client_secrets",
-		`scope "a b" is not one scope (RFC 6749 section 3.3): write each on its own`,
-		"the client ID is missing",
+		"name is missing",
+		"there is no fingerprint key",
+		"client_id is missing",
+		"client_secret is missing: set client_secret or client_secrets",
+		`scopes has "a b", which is not one scope (RFC 6749 section 3.3): write each on its own`,
 	}
 	if err == nil || !slices.Equal(strings.Split(err.Error(), "\n"), want) {
 		t.Errorf("error is\n%v", err)
@@ -100,11 +100,12 @@ func TestMistakes(t *testing.T) {
 		"tenant with a dot":  {func(c *vantage.Config) { c.TenantID = "." }, "tenant_id has"},
 		"tenant with a back": {func(c *vantage.Config) { c.TenantID = `a\b` }, "tenant_id has"},
 		"tenant with an end": {func(c *vantage.Config) { c.TenantID = "a\n" }, "tenant_id has"},
-		"client with an end": {func(c *vantage.Config) { c.ClientID = "a\n" }, "the client ID has blanks around it"},
+		"client with an end": {func(c *vantage.Config) { c.ClientID = "a\n" }, "client_id has blanks around it"},
 		"empty secret":       {func(c *vantage.Config) { c.ClientSecrets = append(c.ClientSecrets, broker.Secret{}) }, "client secret 2 is empty"},
 		"secret with an end": {func(c *vantage.Config) { c.ClientSecrets[0] = broker.NewSecret("hush\n") }, "client secret 1 has blanks or line ends around it"},
-		"no secret":          {func(c *vantage.Config) { c.ClientSecrets = nil }, "there is no client secret"},
-		"another grant":      {func(c *vantage.Config) { c.GrantType = broker.AuthorizationCode }, "the grant authorization_code is not one of client_credentials, password"},
+		"no secret":          {func(c *vantage.Config) { c.ClientSecrets = nil }, "client_secret is missing"},
+		"another grant":      {func(c *vantage.Config) { c.GrantType = oauth.RefreshToken }, `the grant "refresh_token" is not one of client_credentials, password`},
+		"no redirect":        {func(c *vantage.Config) { c.GrantType = broker.AuthorizationCode }, "authorization_code.redirect_url is missing"},
 		"no user name":       {func(c *vantage.Config) { *c = withUser(*c, "", "hush") }, "password.username is empty: check the file"},
 		"user with an end":   {func(c *vantage.Config) { *c = withUser(*c, "hush\n", "hush") }, "password.username has blanks or line ends around it"},
 		"no password":        {func(c *vantage.Config) { *c = withUser(*c, "hush", "") }, "password.password is empty: check the file"},

@@ -80,5 +80,6 @@ elseif code == 'USABLE' and l and l.owner == arg.owner or mine then
 end
 commit()
 if s then out.s, out.a = H['s:' .. arg.slot], H['a:' .. arg.slot] end
+if code == 'UNAUTHORIZED' then out.r = H.r end
 out.e, out.ec, out.ek, out.et = H.e, H.ec, H.ek, H.et
 return reply(code, out)

@@ -154,7 +154,7 @@ local function grant(value)
     origin = w[7], dead = toInt(w[8]), proof = toInt(w[9]),
   }
   if c.g <= number('d') then return nil end
-  c.lives = c.state == '+' and c.dead <= c.proof
+  c.lives = c.state == '+' and c.dead <= c.proof and (c.ends == 0 or c.ends > now)
   return c
 end
 
@@ -259,6 +259,9 @@ local function clearFailure(fence)
   takeFailure()
   putMax('ff', math.max(fence, e and e.fence or 0))
 end
+
+-- reset has everybody forget what they remember of failures.
+local function reset() put('rs', int(math.max(now, number('rs') + 1))) end
 
 local function tombstoned(id)
   local ends = H['t:' .. id] or redis.call('HGET', key, 't:' .. id)

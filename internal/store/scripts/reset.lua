@@ -12,6 +12,6 @@ if c then
   putConsent(c, H.rt)
 end
 put('nc', nil)
-put('rs', int(math.max(now, number('rs') + 1)))
+reset()
 commit('reset')
 return reply('OK')

@@ -107,6 +107,7 @@ local function take()
   if supersede then
     fence = nextGeneration(fence)
     clear(fence)
+    reset()
   end
   if isMine(l) then put('l', nil) end
   putMax('f', fence)

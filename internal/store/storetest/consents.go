@@ -10,6 +10,8 @@ var consents = map[string]func(*history){
 	"a person signs in":                                  signsIn,
 	"nobody has signed in":                               nobodySignedIn,
 	"it outlives its tokens by far":                      outlives,
+	"it is over at its known end":                        endsOnTime,
+	"a password follows a consent that is over":          endsForPassword,
 	"its slots share the lease and the refresh token":    sharedConsent,
 	"who may commit to a presentation":                   intending,
 	"a presentation is counted once per lease":           countedOnce,
@@ -102,6 +104,42 @@ func outlives(h *history) {
 	if a.Consent == nil || a.Consent.RefreshToken.Reveal() != "r1" || a.Consent.Remaining != broker.Forever {
 		h.t.Errorf("consent %+v", a.Consent)
 	}
+}
+
+func endsOnTime(h *history) {
+	h.use = broker.ConsentRequired
+	l, r := signedIn(h.family, "r1")
+	r.Remaining = 30 * hour
+	h.save(l, r, broker.Saved)
+	h.Advance(20 * hour)
+	h.save(h.presented("p", "r1"), refreshed("", "t2", "r1", "r2"), broker.Saved)
+	h.about("what is left after a refresh", h.current("r2").Remaining, 10*hour)
+	h.Advance(12 * hour)
+	a := h.acquire("q", broker.Demand{}, broker.Unauthorized)
+	if a.Consent == nil || !a.Consent.RefreshToken.IsEmpty() {
+		h.t.Fatalf("with the verdict came consent %+v", a.Consent)
+	}
+	h.about("what was left", a.Consent.Remaining, -2*hour)
+	h.about("what is left", h.current("r2").Remaining, -2*hour)
+	h.signIn("s1")
+	h.acquire("q", broker.Demand{}, broker.Usable)
+	h.presented("p", "s1")
+}
+
+func endsForPassword(h *history) {
+	h.use = broker.ConsentPreferred
+	login := plain("t1")
+	login.Refresh, login.Remaining = broker.NewSecret("r1"), 30*hour
+	h.save(h.lease("p"), login, broker.Saved)
+	h.Advance(30 * hour)
+	l, a := h.grant("q", "")
+	if a.Consent != nil {
+		h.t.Errorf("consent %+v", a.Consent)
+	}
+	login = plain("t2")
+	login.Refresh, login.Remaining = broker.NewSecret("r2"), 30*hour
+	h.save(l, login, broker.Saved)
+	h.about("what is left", h.current("r2").Remaining, 30*hour)
 }
 
 func sharedConsent(h *history) {
@@ -304,13 +342,19 @@ func deadRequired(h *history) {
 	}
 	h.fail(l, dead("r1"))
 	h.acquire("q", broker.Demand{}, broker.Usable)
-	h.Advance(1000 * hour)
+	h.Advance(100 * hour)
 	a := h.acquire("q", broker.Demand{}, broker.Refused)
 	if a.Failure.Kind != broker.Dead || a.Failure.Credential != id("r1") || a.Failure.Code != "invalid_grant" || a.Failure.Attempts != 1 {
 		h.t.Errorf("refused by %+v", a.Failure)
 	}
 	h.inDoubt("r1", 0) // kept: a late answer may still show that it was good
+	if !h.current("r1").Dead {
+		h.t.Error("it does not look dead")
+	}
 	h.reset()
+	if h.current("r1").Dead {
+		h.t.Error("it looks dead after a reset")
+	}
 	if _, a := h.grant("q", ""); a.Consent == nil {
 		h.t.Error("a reset does not allow one more try")
 	}

@@ -117,6 +117,16 @@ func (s *Interrupted) Save(ctx context.Context, l broker.Lease, r broker.Result)
 	return a.token, a.verdict, err
 }
 
+// Keep implements broker.Store.
+func (s *Interrupted) Keep(ctx context.Context, t broker.Ticket) error {
+	return s.do(ctx, func(ctx context.Context) error { return s.Store.Keep(ctx, t) })
+}
+
+// Redeem implements broker.Store.
+func (s *Interrupted) Redeem(ctx context.Context, id, owner string) (broker.Redemption, error) {
+	return answered(ctx, s, func(ctx context.Context) (broker.Redemption, error) { return s.Store.Redeem(ctx, id, owner) })
+}
+
 // Fail implements broker.Store.
 func (s *Interrupted) Fail(ctx context.Context, l broker.Lease, f broker.Failure) (broker.Failure, error) {
 	return answered(ctx, s, func(ctx context.Context) (broker.Failure, error) { return s.Store.Fail(ctx, l, f) })

@@ -24,6 +24,8 @@ var lineages = map[string]func(*history){
 	"a sign-in wins over a refresh under way":            signInWins,
 	"a sign-in wins over a login under way":              signInWinsOverLogin,
 	"a sign-in ends the tokens of the one before":        signInEndsTokens,
+	"a sign-in forgets failures everywhere":              signInForgets,
+	"the account stays with the grant":                   accountStays,
 	"a sign-in is repeatable":                            signInTwice,
 	"a sign-in of before the last one":                   signInOfBefore,
 }
@@ -307,6 +309,42 @@ func signInEndsTokens(h *history) {
 	if a.Consent == nil || a.Consent.RefreshToken.Reveal() != "s1" {
 		h.t.Errorf("consent %+v", a.Consent)
 	}
+}
+
+func signInForgets(h *history) {
+	h.use = broker.ConsentRequired
+	h.signIn("r1")
+	l := h.presented("p", "r1")
+	h.fail(l, dead("r1"))
+	heard, stop := h.listen(h.Another)
+	defer stop()
+	h.signIn("s1")
+	h.hears(heard, "that failures are forgotten", func(c broker.Change) bool { return c.Reset })
+	if r := h.look(""); r.Failure != nil || r.Consent.Dead {
+		h.t.Errorf("failure %+v, consent %+v", r.Failure, r.Consent)
+	}
+	h.fail(l, dead("r1")) // says nothing any more
+	if r := h.look(""); r.Failure != nil || r.Consent.Dead {
+		h.t.Errorf("failure %+v, consent %+v", r.Failure, r.Consent)
+	}
+}
+
+func accountStays(h *history) {
+	h.use = broker.ConsentRequired
+	her := broker.Account{Subject: "42", Name: "ann@example.com"}
+	l, r := signedIn(h.family, "r1")
+	r.Account = her
+	h.save(l, r, broker.Saved)
+	h.want("account", h.current("r1").Account, her)
+	h.save(h.presented("p", "r1"), refreshed("", "t2", "r1", ""), broker.Saved)
+	h.want("account after a refresh in place", h.current("r1").Account, her)
+	r = refreshed("", "t3", "r1", "r2")
+	r.Account = her
+	h.save(h.presented("q", "r1"), r, broker.Saved)
+	_, a := h.grant("p", "")
+	h.want("account after a refresh", a.Consent.Account, her)
+	h.signIn("s1")
+	h.want("account after a sign-in of nobody known", h.current("s1").Account, broker.Account{})
 }
 
 func signInTwice(h *history) {

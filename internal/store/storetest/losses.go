@@ -47,10 +47,12 @@ func lostConsent(h *history) {
 	h.use = broker.ConsentRequired
 	start := time.Now()
 	h.signIn("r1")
-	h.save(h.presented("p", "r1"), refreshed("", "t2", "r1", "r2"), broker.Saved)
+	r := refreshed("", "t2", "r1", "r2")
+	r.Account = broker.Account{Subject: "42"}
+	h.save(h.presented("p", "r1"), r, broker.Saved)
 	h.lose()
 	_, a := h.grant("q", "")
-	if a.Consent == nil || a.Consent.RefreshToken.Reveal() != "r2" || a.Consent.Rotates != broker.RotatesYes {
+	if a.Consent == nil || a.Consent.Account != r.Account || a.Consent.RefreshToken.Reveal() != "r2" || a.Consent.Rotates != broker.RotatesYes {
 		h.t.Fatalf("consent %+v", a.Consent)
 	}
 	h.about("age", a.Consent.Age, time.Since(start))

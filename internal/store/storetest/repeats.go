@@ -125,6 +125,16 @@ var transitions = map[string]transition{
 		h.drop("operation", "t1")
 		return func(s broker.Store) (string, error) { return "", s.Confirm(h.ctx(), h.family, id("t1")) }
 	},
+	"keeping a ticket": func(h *history) func(broker.Store) (string, error) {
+		return func(s broker.Store) (string, error) { return "", s.Keep(h.ctx(), h.ticket(h.family)) }
+	},
+	"redeeming a ticket": func(h *history) func(broker.Store) (string, error) {
+		h.keep(h.family)
+		return func(s broker.Store) (string, error) {
+			r, err := s.Redeem(h.ctx(), h.family, "p")
+			return fmt.Sprint(r.Verdict, r.Content.IsEmpty()), err
+		}
+	},
 	"a reset": func(h *history) func(broker.Store) (string, error) {
 		h.fail(h.lease("p"), transient(0))
 		return func(s broker.Store) (string, error) { return "", s.Reset(h.ctx(), h.family) }

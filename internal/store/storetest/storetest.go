@@ -45,6 +45,7 @@ var groups = []struct {
 	{"consent", consents},
 	{"lineage", lineages},
 	{"drop", drops},
+	{"ticket", tickets},
 	{"restored", restored},
 	{"again", repeats},
 	{"loss", losses},
