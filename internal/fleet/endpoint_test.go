@@ -66,8 +66,9 @@ type issued struct {
 // Callers that a fleet's endpoint knows.
 const (
 	invoices     = "invoices" // client credentials
-	operator     = "operator" // password, with a refresh token that rotates
+	operator     = "operator" // password or a person's sign-in, with a refresh token that rotates
 	operatorName = "operator@example.com"
+	redirectURL  = "http://127.0.0.1:9999/oauth/callback" // nobody listens there
 
 	invoicesSecret   = "canary-invoices-secret-5e1d"
 	operatorSecret   = "canary-operator-secret-77aa"
@@ -81,7 +82,10 @@ func world(accessLife time.Duration, change func(*sandbox.Options)) sandbox.Opti
 		Users:               []sandbox.User{{Name: operatorName, Password: operatorPassword}},
 		Clients: []sandbox.Client{
 			{ID: invoices, GrantTypes: []string{"client_credentials"}, Secrets: []sandbox.Secret{{Value: invoicesSecret}}},
-			{ID: operator, GrantTypes: []string{"password"}, AllowOfflineAccess: true, Secrets: []sandbox.Secret{{Value: operatorSecret}}},
+			{
+				ID: operator, GrantTypes: []string{"password", "authorization_code"}, RedirectURIs: []string{redirectURL},
+				AllowOfflineAccess: true, Secrets: []sandbox.Secret{{Value: operatorSecret}},
+			},
 		},
 	}
 	if change != nil {

@@ -49,6 +49,8 @@ type strike struct {
 	// renewal has the token renewed before its end, instead of one for other
 	// scopes obtained.
 	renewal bool
+	// warm has the other replica hold the token from before.
+	warm bool
 }
 
 // drawStrike draws what is not given by the number of the run: that goes through
@@ -58,7 +60,7 @@ func drawStrike(seed uint64, number int, strict bool) strike {
 	millis := func(from, to int) time.Duration { return time.Duration(from+r.IntN(to-from)) * time.Millisecond }
 	s := strike{
 		strict: strict, at: strikeMoments[number%len(strikeMoments)],
-		lost: r.IntN(2) == 0, alone: r.IntN(2) == 0, renewal: r.IntN(4) == 0,
+		lost: r.IntN(2) == 0, alone: r.IntN(2) == 0, renewal: r.IntN(4) == 0, warm: r.IntN(2) == 0,
 	}
 	if r.IntN(2) == 0 {
 		s.after = time.Duration(1 + r.IntN(int(20*time.Millisecond)))
@@ -68,6 +70,7 @@ func drawStrike(seed uint64, number int, strict bool) strike {
 		s.pause = []time.Duration{millis(100, 2500), millis(3100, 5500), millis(6500, 9000)}[r.IntN(3)]
 	}
 	s.lost = s.lost && s.after == 0 && s.pause == 0
+	s.warm = s.warm && !s.alone && !s.renewal // it would renew the token itself
 	return s
 }
 
@@ -86,8 +89,8 @@ func (s strike) server() string {
 }
 
 func (s strike) String() string {
-	return fmt.Sprintf("%s server, %s %v after %q, pause %v, lost %v, alone %v, renewal %v",
-		s.server(), s.signal(), s.after, s.at, s.pause, s.lost, s.alone, s.renewal)
+	return fmt.Sprintf("%s server, %s %v after %q, pause %v, lost %v, alone %v, renewal %v, warm %v",
+		s.server(), s.signal(), s.after, s.at, s.pause, s.lost, s.alone, s.renewal, s.warm)
 }
 
 // outcome is what came of a strike.
@@ -122,6 +125,7 @@ type struck struct {
 	f      *harness
 	holder *replica
 	key    string // of the record
+	gone   bool   // the grant is
 
 	mu    sync.Mutex // guards all below
 	begun bool
@@ -151,8 +155,8 @@ func refreshAndStrike(t *testing.T, redis *testredis.Server, s strike) outcome {
 		grace = nil
 	}
 	f := newFleet(t, options{
-		replicas: replicas, redis: redis, tokenLife: struckTokenLife,
-		profile: []string{"    timeout: 1s"}, operator: grace,
+		replicas: replicas, redis: redis, person: true, tokenLife: struckTokenLife,
+		profile: []string{"    timeout: 2s"}, operator: grace,
 		world: func(o *sandbox.Options) {
 			if !s.strict {
 				o.Clients[1].ReuseGrace = time.Minute
@@ -163,7 +167,11 @@ func refreshAndStrike(t *testing.T, redis *testredis.Server, s strike) outcome {
 	k := &struck{strike: s, f: f, holder: f.replicas[0], saves: map[string]time.Time{}, done: make(chan struct{})}
 	other := f.replicas[replicas-1]
 
-	first := k.holder.must(personal)
+	f.signIn(k.holder, other)
+	first := k.decide(k.holder, personal, "")
+	if s.warm {
+		k.decide(other, personal, "")
+	}
 	k.watch()
 	question := personal
 	if !s.renewal {
@@ -200,15 +208,14 @@ func (r *replica) quietly(q fleet.Question) {
 
 // decide asks until there is a token other than the old one, or the grant is
 // gone.
-func (k *struck) decide(r *replica, q fleet.Question, old string) {
+func (k *struck) decide(r *replica, q fleet.Question, old string) (a fleet.Answer) {
 	k.f.t.Helper()
-	var a fleet.Answer
-	for end := time.Now().Add(struckWithin); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
-		if a = r.ask(q); a.OK() && a.TokenID != old || a.Reason == "AUTHORIZATION_REQUIRED" {
-			return
-		}
-	}
-	k.f.t.Errorf("the fleet has not decided in %v; the last answer: %v", struckWithin, a)
+	k.f.await("the fleet has decided", struckWithin, func() bool {
+		a = r.ask(q)
+		k.gone = k.gone || a.Reason == "AUTHORIZATION_REQUIRED"
+		return a.OK() && a.TokenID != old || k.gone
+	})
+	return a
 }
 
 // watch has the strike come when the refresh is where it shall be.
@@ -350,7 +357,7 @@ func (k *struck) presentations(id string) (all []request) {
 
 // judge says what came of it, and whether that may be.
 func (k *struck) judge() outcome {
-	o := outcome{strike: k.strike, phase: unsent, gone: k.f.endpoint.Calls().Issued["password"] > 1}
+	o := outcome{strike: k.strike, phase: unsent, gone: k.gone}
 	var under []request // presentations of the refresh token that was under way
 	for _, r := range k.f.endpoint.seen() {
 		if r.refresh == "" {
