@@ -51,7 +51,7 @@ func TestWhoMayKnowWhom(t *testing.T) {
 		"internal/vantage":          {"internal/broker", "internal/oauth"},
 		"internal/vantage/sandbox":  {},
 		"internal/secureauth":       {"internal/broker", "internal/oauth"},
-		"internal/config":           {"internal/broker", "internal/oauth", "internal/store", "internal/vantage", "gen/tokenbroker/config/v1"},
+		"internal/config":           {"internal/broker", "internal/oauth", "internal/secureauth", "internal/store", "internal/vantage", "gen/tokenbroker/config/v1"},
 		"internal/service":          {"internal/broker", "gen/tokenbroker/v1"},
 		"internal/testca":           {},
 		"internal/testclock":        {},

@@ -57,8 +57,9 @@ type Authorizer interface {
 	// for the server's metadata, where those are not known yet.
 	AuthorizationURL(ctx context.Context, r AuthorizationRequest) (string, error)
 	// CheckIssuer compares the iss that came back beside the code (RFC 9207;
-	// empty if none did) with the server's. It makes no request: a sign-in that
-	// fails here was answered by another server.
+	// empty if none did) with the server's. It makes no request but for the
+	// server's metadata, where those are not known yet. A sign-in that is
+	// RequestRejected was answered by another server.
 	CheckIssuer(ctx context.Context, iss string) error
 	// Exchange makes one request that spends the code, over a connection of its
 	// own: nothing but its time-out ends it once its first byte was written. A

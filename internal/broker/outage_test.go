@@ -68,6 +68,20 @@ func (s *brittle) Fail(ctx context.Context, l broker.Lease, f broker.Failure) (b
 	return s.Store.Fail(ctx, l, f)
 }
 
+func (s *brittle) Keep(ctx context.Context, t broker.Ticket) error {
+	if err := s.failing(); err != nil {
+		return err
+	}
+	return s.Store.Keep(ctx, t)
+}
+
+func (s *brittle) Redeem(ctx context.Context, id, owner string) (broker.Redemption, error) {
+	if err := s.failing(); err != nil {
+		return broker.Redemption{}, err
+	}
+	return s.Store.Redeem(ctx, id, owner)
+}
+
 func (s *brittle) Drop(ctx context.Context, d broker.Drop) (broker.Dropped, error) {
 	if err := s.failing(); err != nil {
 		return broker.Dropped{}, err

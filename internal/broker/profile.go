@@ -58,6 +58,9 @@ type Profile struct {
 	ConsoleURL string
 	// Rotation renews the client's secret before it ends; nil leaves it alone.
 	Rotation *SecretRotation
+	// SecretFile is the absolute path of the file that the newest client secret
+	// is read from; empty if it is none.
+	SecretFile string
 	// Timeout of one token request; zero means 10 seconds.
 	Timeout time.Duration
 	// Coordinated forbids token requests while the store is out of reach, also

@@ -111,7 +111,7 @@ func (p *profile) status(r Record, known bool, start time.Time) *Status {
 		f.Rest, f.Age = r.rest(start), start.Sub(r.since)
 		s.LastError = lastError(p.Profile, f, start)
 	}
-	if c := r.Consent; c != nil && p.consentUse() != NoConsent {
+	if c := r.Consent; c != nil && p.consentUse() == ConsentRequired {
 		s.Account, s.ConsentStart = c.Account, start.Add(-c.Age)
 		if c.Remaining != Forever {
 			s.ConsentEnd = start.Add(c.Remaining)

@@ -16,8 +16,8 @@
 //
 //   - A load succeeds completely or not at all. Nothing that was loaded before
 //     changes.
-//   - Every field of the schema is either used or refused; what this version
-//     cannot do yet is a problem (see unavailable.go), never ignored.
+//   - Every field of the schema is used. One that has no effect where it is
+//     written is a problem or a warning, never ignored.
 //   - No network is touched: authorization servers may be down.
 //   - No secret is in a problem, a warning or an error, not even one that was
 //     written in the wrong place: problems show keys, paths and names only
@@ -76,6 +76,14 @@ type Server struct {
 type Admin struct {
 	// Address is host:port.
 	Address string
+	// TLS asks for a client certificate where there are authorities to judge
+	// it, and goes on without one. Nil means plain HTTP.
+	TLS *tls.Config
+	// BearerToken opens the console to whoever knows it; empty opens nothing.
+	BearerToken broker.Secret
+	// URL of the console as browsers see it, without a slash at its end; empty
+	// if nobody says.
+	URL string
 }
 
 // Store says where replicas share tokens.

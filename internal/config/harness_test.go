@@ -4,6 +4,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -24,7 +25,7 @@ import (
 const canary = "Canary-7f3a9"
 
 // variables are the environment of the tests.
-var variables = map[string]string{"SECRET": canary + "-env", "EMPTY": "", "BLANKS": " " + canary + " "}
+var variables = map[string]string{"SECRET": canary + "-env", "EMPTY": "", "BLANKS": " " + canary + " ", "TOKEN": canary + "-0123456789", "SHORT": canary}
 
 var options = config.Options{
 	FingerprintKey: []byte("the key of these tests"),
@@ -197,4 +198,19 @@ func writeServerFiles(t testing.TB, directory string) {
 	write(t, filepath.Join(directory, "tls.crt"), certificatePEM(certificate))
 	write(t, filepath.Join(directory, "tls.key"), keyPEM(t, key))
 	write(t, filepath.Join(directory, "ca.crt"), certificatePEM(a.certificate))
+}
+
+// again writes again.crt into directory: another certificate for tls.key.
+func again(t testing.TB, directory string) {
+	t.Helper()
+	pair, err := tls.LoadX509KeyPair(filepath.Join(directory, "tls.crt"), filepath.Join(directory, "tls.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "again"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, pair.Leaf.PublicKey, pair.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(directory, "again.crt"), string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
 }

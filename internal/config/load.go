@@ -169,6 +169,6 @@ func (l *load) build(text []byte) *Config {
 	if message.GetStore() != nil {
 		config.Store = l.store(message.GetStore())
 	}
-	config.Profiles = l.profiles(message.GetProfiles())
+	config.Profiles = l.profiles(message, config.Admin)
 	return config
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -325,65 +326,121 @@ func TestFingerprints(t *testing.T) {
 	}
 }
 
-// What the contract shows and this version does not have is refused, and says
-// so.
-func TestContractExample(t *testing.T) {
-	directory := t.TempDir()
+// inFiles writes the files that an example names and returns it with their paths
+// in directory, and an environment that has every variable.
+func inFiles(t *testing.T, directory, example string, secrets ...string) (string, config.Options) {
+	t.Helper()
 	writeServerFiles(t, directory)
-	for _, name := range []string{"redis", "vantage", "ops", "key.pem", "vantage-old"} {
-		write(t, filepath.Join(directory, name), canary)
+	for _, name := range secrets {
+		write(t, filepath.Join(directory, name), canary+name+"\n")
 	}
 	write(t, filepath.Join(directory, "keyset.json"), newKeyset(t))
-	text := strings.NewReplacer("/etc/broker/", directory+"/", "/etc/redis/", directory+"/", "/run/secrets/", directory+"/").Replace(wholeConfig)
 	environment := options
-	environment.LookupEnv = func(string) (string, bool) { return canary, true }
-	_, err := config.Parse("broker.yaml", []byte(text), environment)
-	var got []string
-	for _, line := range shorten(t, err) {
-		_, line, _ = strings.Cut(line, ": ")
-		got = append(got, line)
-	}
-	equal(t, got, []string{
-		"profiles[0].secret_rotation: this version does not renew client secrets yet: remove secret_rotation, and replace secrets before they end",
-		"profiles[2].vantage.product_id: product_id belongs to the grant authorization_code, which this version does not have yet: remove it",
-		"profiles[2].vantage.authorization_code: this version does not have the grant authorization_code yet: remove the profile",
-		"profiles[4].secureauth: this version does not have the provider secureauth yet: remove the profile",
-		"profiles[5].secureauth: this version does not have the provider secureauth yet: remove the profile",
-		"profiles[6].secureauth: this version does not have the provider secureauth yet: remove the profile",
-		"profiles[7].oauth2: this version does not have the provider oauth2 yet: remove the profile",
-		"profiles[8].allow_password_grant: vantage needs no allow_password_grant, and this version has no other provider yet: remove it",
-		"profiles[8].oauth2: this version does not have the provider oauth2 yet: remove the profile",
-	})
+	environment.LookupEnv = func(name string) (string, bool) { return canary + name, true }
+	return strings.NewReplacer("/etc/broker/", directory+"/", "/etc/redis/", directory+"/", "/run/secrets/", directory+"/").Replace(example), environment
 }
 
-// The example in deploy/ is accepted, without a warning.
+// copyFile writes the content of one of directory's files into another.
+func copyFile(t *testing.T, directory, from, to string) {
+	t.Helper()
+	content, err := os.ReadFile(filepath.Join(directory, from))
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(directory, to), string(content))
+}
+
+func namesOf(c *config.Config) []string {
+	var names []string
+	for _, p := range c.Profiles {
+		names = append(names, p.Name)
+	}
+	return names
+}
+
+// The configuration that users were shown first goes on working, to the letter.
+func TestDocumentedConfig(t *testing.T) {
+	documented, err := os.ReadFile("testdata/documented.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, environment := inFiles(t, t.TempDir(), string(documented), "redis", "vantage", "ops")
+	c, err := config.Parse("broker.yaml", []byte(text), environment)
+	if err != nil {
+		t.Fatal(err)
+	}
+	equal(t, warnings(t, c), []string{"33:17: " + strings.Replace(advice, "[0]", "[1]", 1)})
+	equal(t, namesOf(c), []string{"invoices", "operator", "review", "payments", "anything-else"})
+	for i, want := range []string{"vantage client_credentials", "vantage password", "vantage authorization_code", "secureauth client_credentials", "oauth2 client_credentials"} {
+		if p := c.Profiles[i]; p.Provider+" "+string(p.GrantType) != want {
+			t.Errorf("%s is %s %s, want %s", p.Name, p.Provider, p.GrantType, want)
+		}
+	}
+	noCanary(t, fmt.Sprintf("%+v %#v", c, c))
+}
+
+// All that the schema has, side by side.
+func TestWholeConfig(t *testing.T) {
+	directory := t.TempDir()
+	text, environment := inFiles(t, directory, wholeConfig, "redis", "vantage", "vantage-old", "ops")
+	copyFile(t, directory, "tls.key", "key.pem")
+	copyFile(t, directory, "tls.crt", "payments.crt")
+	c, err := config.Parse("broker.yaml", []byte(text), environment)
+	if err != nil {
+		t.Fatal(err)
+	}
+	equal(t, namesOf(c), []string{"invoices", "operator", "review", "private-cloud", "payments", "payments-key", "payments-certificate", "anything-else", "explicit"})
+	noCanary(t, fmt.Sprintf("%+v %#v", c, c))
+	for _, name := range []string{"key.pem", "payments.crt"} {
+		if !slices.Contains(c.Files, filepath.Join(directory, name)) {
+			t.Errorf("%s is not among the files to watch", name)
+		}
+	}
+}
+
+// The example in deploy/ is accepted without a warning; what is commented out in
+// it too, and it is only the password that is warned of.
 func TestDeployedExample(t *testing.T) {
 	text, err := os.ReadFile("../../deploy/config.example.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
-	directory := t.TempDir()
-	writeServerFiles(t, directory)
-	for _, name := range []string{"vantage-invoices", "vantage-us-new", "vantage-us-old", "redis"} {
-		write(t, filepath.Join(directory, name), canary+name+"\n")
+	tried := regexp.MustCompile(`(?m)^( *)#([^ #\n])`).ReplaceAllString(string(text), "$1$2")
+	profiles := []string{"invoices", "invoices-us", "archive", "private-cloud", "review", "renewed",
+		"payments", "payments-key", "payments-certificate", "payments-person", "anything-else", "plain"}
+	all := slices.Insert(slices.Clone(profiles), 6, "operator")
+	all = slices.Insert(all, 11, "payments-operator")
+	for name, test := range map[string]struct {
+		text      string
+		profiles  []string
+		passwords int
+	}{
+		"as it is":     {string(text), profiles, 0},
+		"all of it in": {tried, append(all, "plain-operator"), 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			directory := t.TempDir()
+			text, environment := inFiles(t, directory, test.text, "vantage-invoices", "vantage-us-new", "vantage-us-old", "vantage-renewed", "redis", "ops", "console-token")
+			copyFile(t, directory, "tls.key", "payments.key")
+			copyFile(t, directory, "tls.crt", "payments.crt")
+			c, err := config.Load(write(t, filepath.Join(directory, "broker.yaml"), text), environment)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, discouraged, _ := strings.Cut(advice, ".vantage.password")
+			for _, line := range warnings(t, c) {
+				if !strings.HasSuffix(line, discouraged) {
+					t.Error(line)
+				}
+			}
+			if len(c.Warnings) != test.passwords {
+				t.Errorf("got %d warnings, want %d", len(c.Warnings), test.passwords)
+			}
+			equal(t, namesOf(c), test.profiles)
+			if len(c.Policy) != 3 || c.Server.TLS == nil || c.Server.Address != "0.0.0.0:7443" || c.Store == nil || c.Store.Access.TLS == nil || c.Admin.TLS == nil {
+				t.Errorf("got %+v", c)
+			}
+			noCanary(t, fmt.Sprintf("%+v %#v", c, c))
+		})
 	}
-	write(t, filepath.Join(directory, "keyset.json"), newKeyset(t))
-	path := write(t, filepath.Join(directory, "broker.yaml"),
-		strings.NewReplacer("/etc/broker/", directory+"/", "/etc/redis/", directory+"/", "/run/secrets/", directory+"/").Replace(string(text)))
-	environment := options
-	environment.LookupEnv = func(name string) (string, bool) { return canary + name, strings.HasPrefix(name, "VANTAGE_") }
-	c, err := config.Load(path, environment)
-	if err != nil {
-		t.Fatal(err)
-	}
-	equal(t, warnings(t, c), nil)
-	var names []string
-	for _, p := range c.Profiles {
-		names = append(names, p.Name)
-	}
-	equal(t, names, []string{"invoices", "invoices-us", "archive", "private-cloud"})
-	if len(c.Policy) != 3 || c.Server.TLS == nil || c.Server.Address != "0.0.0.0:7443" || c.Store == nil || c.Store.Access.TLS == nil {
-		t.Errorf("got %+v", c)
-	}
-	noCanary(t, fmt.Sprintf("%+v %#v", c, c))
 }

@@ -1,16 +1,20 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 
 	configv1 "github.com/tokenbroker/tokenbroker/gen/tokenbroker/config/v1"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
+	"github.com/tokenbroker/tokenbroker/internal/oauth"
+	"github.com/tokenbroker/tokenbroker/internal/secureauth"
 	"github.com/tokenbroker/tokenbroker/internal/vantage"
 )
 
-// vantageScopes are what a Vantage profile without scopes asks for.
-var vantageScopes = []string{"openid", "permissions", "global.wildcard"}
+// offlineAccess is the scope that brings refresh tokens.
+const offlineAccess = "offline_access"
 
 // checkNames notes profiles that have the name of an earlier one.
 func (l *load) checkNames(profiles []*configv1.Profile) {
@@ -29,49 +33,109 @@ func (l *load) checkNames(profiles []*configv1.Profile) {
 }
 
 // profiles builds those in which no problem was found.
-func (l *load) profiles(messages []*configv1.Profile) []*broker.Profile {
-	profiles := make([]*broker.Profile, 0, len(messages))
-	for i, message := range messages {
+func (l *load) profiles(message *configv1.Config, admin Admin) []*broker.Profile {
+	profiles := make([]*broker.Profile, 0, len(message.GetProfiles()))
+	vantages := map[string]*configv1.Vantage{}
+	for _, m := range message.GetProfiles() {
+		if m.GetVantage() != nil {
+			vantages[m.GetName()] = m.GetVantage()
+		}
+	}
+	returns := returns{}
+	for i, m := range message.GetProfiles() {
 		path := item("profiles", i)
 		if l.tainted[path] {
 			continue
 		}
-		profile, err := l.vantage(message)
+		name, p := providerOf(m)
+		at := child(path, name)
+		l.checkGrant(path, m, p)
+		l.checkReturn(at, m, p, returns)
+		if m.GetSecretRotation() != nil {
+			l.checkSecretRotation(path, m, vantages, message.GetStore() != nil)
+		}
+		profile, err := l.maker(at, m, p, admin)(l.clientSecrets(p))
 		if err != nil {
-			l.problemsOf(child(path, "vantage"), err)
+			l.problemsOf(at, err)
 			continue
 		}
-		profile.Coordinated = message.GetCoordinated()
-		l.checkRotation(child(path, "rotation"), message.GetRotation(), profile)
+		l.checkRotation(child(path, "rotation"), m.GetRotation(), profile)
 		profiles = append(profiles, profile)
 	}
 	return profiles
 }
 
-func (l *load) vantage(message *configv1.Profile) (*broker.Profile, error) {
+// provider is what the messages of all providers have.
+type provider interface {
+	GetAllowInsecureHttp() bool
+	GetClientSecret() *configv1.Secret
+	GetClientSecrets() []*configv1.Secret
+	GetPassword() *configv1.Password
+	GetAuthorizationCode() *configv1.AuthorizationCode
+}
+
+// providerOf returns the field of the message that names the server.
+func providerOf(message *configv1.Profile) (field string, p provider) {
+	switch one := message.GetProvider().(type) {
+	case *configv1.Profile_Secureauth:
+		return "secureauth", one.Secureauth
+	case *configv1.Profile_Oauth2:
+		return "oauth2", one.Oauth2
+	}
+	return "vantage", message.GetVantage()
+}
+
+// maker makes a profile with these client secrets, newest first. It may be used
+// when the load is over, by several goroutines.
+type maker func(secrets []broker.Secret) (*broker.Profile, error)
+
+// maker returns that of the profile whose provider is at a path.
+func (l *load) maker(at string, message *configv1.Profile, p provider, admin Admin) maker {
+	var bare maker
+	switch {
+	case message.GetSecureauth() != nil:
+		bare = l.secureauth(at, message)
+	case message.GetOauth2() != nil:
+		bare = l.oauth2(at, message)
+	default:
+		bare = l.vantage(message)
+	}
+	coordinated, file := message.GetCoordinated(), l.secretPath(p)
+	console := consoleURL(admin, p.GetAuthorizationCode().GetRedirectUrl(), message.GetName())
+	rotation := secretRotation(message.GetSecretRotation())
+	whole := func(secrets []broker.Secret) (*broker.Profile, error) {
+		profile, err := bare(secrets)
+		if err != nil {
+			return nil, err
+		}
+		profile.Coordinated, profile.SecretFile, profile.ConsoleURL, profile.Rotation = coordinated, file, console, rotation
+		return profile, nil
+	}
+	if rotation != nil {
+		own := l.clientSecrets(p)
+		rotation.With = func(newer []broker.Secret) (*broker.Profile, error) { return whole(slices.Concat(newer, own)) }
+	}
+	return whole
+}
+
+func (l *load) vantage(message *configv1.Profile) maker {
 	v := message.GetVantage()
-	scopes := message.GetScopes()
-	if len(scopes) == 0 {
-		scopes = vantageScopes
-	}
-	grantType := broker.ClientCredentials
-	if v.GetPassword() != nil {
-		grantType = broker.Password
-	}
-	return vantage.NewProfile(vantage.Config{
+	c := vantage.Config{
 		Name:              message.GetName(),
 		Region:            v.GetRegion(),
 		BaseURL:           v.GetBaseUrl(),
 		TenantID:          v.GetTenantId(),
+		ProductID:         v.GetProductId(),
 		ClientID:          v.GetClientId(),
-		ClientSecrets:     l.clientSecrets(v.GetClientSecret(), v.GetClientSecrets()),
-		GrantType:         grantType,
+		GrantType:         grantOf(v),
 		Username:          l.secrets[v.GetPassword().GetUsername()],
 		Password:          l.secrets[v.GetPassword().GetPassword()],
-		Scopes:            scopes,
+		RedirectURL:       v.GetAuthorizationCode().GetRedirectUrl(),
+		Scopes:            vantageScopes(message),
 		Timeout:           message.GetTimeout().AsDuration(),
 		Grace:             message.GetRotation().GetGrace().AsDuration(),
 		Reusable:          reusable(message.GetRotation()),
+		ConsentLifetime:   consentLifetime(message, v),
 		DefaultLifetime:   message.GetDefaultLifetime().AsDuration(),
 		MaxTokenAge:       message.GetMaxTokenAge().AsDuration(),
 		RejectedRetry:     message.GetRejectedRetry().AsDuration(),
@@ -79,44 +143,134 @@ func (l *load) vantage(message *configv1.Profile) (*broker.Profile, error) {
 		FingerprintKey:    l.options.FingerprintKey,
 		UserAgent:         l.options.UserAgent,
 		Transport:         l.options.Transport,
-	})
-}
-
-// reusable reports whether refresh tokens are said to work more than once; not to
-// say it is the careful assumption.
-func reusable(rotation *configv1.Rotation) bool {
-	return rotation != nil && rotation.OneTime != nil && !rotation.GetOneTime()
-}
-
-// checkRotation warns of what has no effect.
-func (l *load) checkRotation(at string, rotation *configv1.Rotation, profile *broker.Profile) {
-	switch {
-	case rotation == nil:
-	case profile.RefreshTokens && reusable(rotation) && rotation.GetGrace().AsDuration() > 0:
-		l.warning(child(at, "grace"), "has no effect beside one_time: false: remove one of the two")
-	case profile.RefreshTokens:
-	case profile.GrantType == broker.Password:
-		l.warning(at, "has no effect, because without offline_access no refresh tokens come: add offline_access to the scopes, or remove rotation")
-	default:
-		l.warning(at, fmt.Sprintf("has no effect, because the grant %s brings no refresh tokens: remove rotation", profile.GrantType))
 	}
+	return func(secrets []broker.Secret) (*broker.Profile, error) {
+		c := c
+		c.ClientSecrets = secrets
+		return vantage.NewProfile(c)
+	}
+}
+
+func (l *load) secureauth(at string, message *configv1.Profile) maker {
+	s := message.GetSecureauth()
+	c := secureauth.Config{
+		Name:              message.GetName(),
+		Issuer:            s.GetIssuer(),
+		TenantID:          s.GetTenantId(),
+		Region:            s.GetRegion(),
+		WorkspaceID:       s.GetWorkspaceId(),
+		AllowInsecureHTTP: s.GetAllowInsecureHttp(),
+		ClientID:          s.GetClientId(),
+		ClientAuth:        oauth.ClientAuth(s.GetClientAuth()),
+		PrivateKey:        l.secrets[s.GetPrivateKey()],
+		Certificate:       l.chain(child(at, "certificate"), s.GetCertificate()),
+		KeyID:             s.GetKeyId(),
+		AssertionAudience: s.GetAssertionAudience(),
+		Audience:          s.GetAudience(),
+		GrantType:         grantOf(s),
+		Username:          l.secrets[s.GetPassword().GetUsername()],
+		Password:          l.secrets[s.GetPassword().GetPassword()],
+		RedirectURL:       s.GetAuthorizationCode().GetRedirectUrl(),
+		Scopes:            message.GetScopes(),
+		Timeout:           message.GetTimeout().AsDuration(),
+		Grace:             message.GetRotation().GetGrace().AsDuration(),
+		Reusable:          reusable(message.GetRotation()),
+		ConsentLifetime:   consentLifetime(message, s),
+		DefaultLifetime:   message.GetDefaultLifetime().AsDuration(),
+		MaxTokenAge:       message.GetMaxTokenAge().AsDuration(),
+		RejectedRetry:     message.GetRejectedRetry().AsDuration(),
+		FingerprintKey:    l.options.FingerprintKey,
+		UserAgent:         l.options.UserAgent,
+		Transport:         l.options.Transport,
+	}
+	return func(secrets []broker.Secret) (*broker.Profile, error) {
+		c := c
+		c.ClientSecrets = secrets
+		return secureauth.NewProfile(c)
+	}
+}
+
+func (l *load) oauth2(at string, message *configv1.Profile) maker {
+	o := message.GetOauth2()
+	c := oauth.ProfileConfig{
+		Name:              message.GetName(),
+		Provider:          "oauth2",
+		Issuer:            o.GetIssuer(),
+		TokenURL:          o.GetTokenUrl(),
+		AuthorizationURL:  o.GetAuthorizationUrl(),
+		RevocationURL:     o.GetRevocationUrl(),
+		AllowInsecureHTTP: o.GetAllowInsecureHttp(),
+		ClientID:          o.GetClientId(),
+		ClientAuth:        cmp.Or(oauth.ClientAuth(o.GetClientAuth()), oauth.ClientSecretBasic),
+		PrivateKey:        l.secrets[o.GetPrivateKey()],
+		Certificate:       l.chain(child(at, "certificate"), o.GetCertificate()),
+		KeyID:             o.GetKeyId(),
+		AssertionAudience: o.GetAssertionAudience(),
+		GrantType:         grantOf(o),
+		Username:          l.secrets[o.GetPassword().GetUsername()],
+		Password:          l.secrets[o.GetPassword().GetPassword()],
+		RedirectURL:       o.GetAuthorizationCode().GetRedirectUrl(),
+		Scopes:            message.GetScopes(),
+		Audience:          o.GetAudience(),
+		Resource:          o.GetResource(),
+		Extra:             o.GetExtraParameters(),
+		Timeout:           message.GetTimeout().AsDuration(),
+		Grace:             message.GetRotation().GetGrace().AsDuration(),
+		Reusable:          reusable(message.GetRotation()),
+		ConsentLifetime:   consentLifetime(message, o),
+		DefaultLifetime:   message.GetDefaultLifetime().AsDuration(),
+		MaxTokenAge:       message.GetMaxTokenAge().AsDuration(),
+		RejectedRetry:     message.GetRejectedRetry().AsDuration(),
+		FingerprintKey:    l.options.FingerprintKey,
+		UserAgent:         l.options.UserAgent,
+		Transport:         l.options.Transport,
+	}
+	return func(secrets []broker.Secret) (*broker.Profile, error) {
+		c := c
+		c.ClientSecrets = secrets
+		return oauth.NewProfile(c)
+	}
+}
+
+func vantageScopes(message *configv1.Profile) []string {
+	if len(message.GetScopes()) > 0 {
+		return message.GetScopes()
+	}
+	scopes := []string{"openid", "permissions", "global.wildcard"}
+	if message.GetVantage().GetAuthorizationCode() != nil {
+		scopes = append(scopes, offlineAccess)
+	}
+	return scopes
 }
 
 // clientSecrets are one or several, newest first; the schema sees to it that
 // only one of the fields is set.
-func (l *load) clientSecrets(one *configv1.Secret, several []*configv1.Secret) []broker.Secret {
-	if one != nil {
-		several = []*configv1.Secret{one}
-	}
+func (l *load) clientSecrets(p provider) []broker.Secret {
 	var secrets []broker.Secret
-	for _, reference := range several {
+	for _, reference := range references(p) {
 		secrets = append(secrets, l.secrets[reference])
 	}
 	return secrets
 }
 
+// secretPath is the file of the newest client secret; empty if it is none.
+func (l *load) secretPath(p provider) string {
+	if all := references(p); len(all) > 0 && all[0].GetFile() != "" {
+		return l.absolute(all[0].GetFile())
+	}
+	return ""
+}
+
+func references(p provider) []*configv1.Secret {
+	if p.GetClientSecret() != nil {
+		return []*configv1.Secret{p.GetClientSecret()}
+	}
+	return p.GetClientSecrets()
+}
+
 // problemsOf notes each of the errors that were joined. A provider's messages
-// name their field at the beginning.
+// name their field at the beginning. What was told of the field already is
+// enough.
 func (l *load) problemsOf(path string, err error) {
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		for _, e := range joined.Unwrap() {
@@ -125,7 +279,11 @@ func (l *load) problemsOf(path string, err error) {
 		return
 	}
 	message := err.Error()
-	if field, rest, _ := strings.Cut(message, " "); l.places[child(path, field)] != (position{}) {
+	field, rest, _ := strings.Cut(message, " ")
+	if l.tainted[child(path, field)] {
+		return
+	}
+	if l.places[child(path, field)] != (position{}) {
 		path, message = child(path, field), rest
 	}
 	l.problem(path, message)

@@ -43,7 +43,7 @@ profiles:
     secret_rotation: {before_expiry: 720h}
     vantage:
       region: eu
-      tenant_id: ""
+      tenant_id: acme
       client_id: invoices-svc
       client_secrets: [{file: /run/secrets/vantage}, {file: /run/secrets/vantage-old}]
       client_credentials: {}

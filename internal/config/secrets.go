@@ -17,14 +17,10 @@ import (
 const maxSecret = 64 << 10
 
 // inspect goes through everything that is set below a message: it notes what is
-// unavailable or discouraged, and resolves secrets.
+// discouraged, and resolves secrets.
 func (l *load) inspect(message protoreflect.Message, path string) {
 	message.Range(func(field protoreflect.FieldDescriptor, value protoreflect.Value) bool {
 		fieldPath := child(path, string(field.Name()))
-		if reason, ok := unavailable[field.FullName()]; ok {
-			l.problem(fieldPath, reason)
-			return true
-		}
 		if reason, ok := discouraged[field.FullName()]; ok {
 			l.warning(fieldPath, reason)
 		}

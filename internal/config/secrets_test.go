@@ -117,6 +117,13 @@ func TestMisplacedSecrets(t *testing.T) {
 		"top key":        minimal + canary + ": x\n",
 		"document":       canary,
 		"second":         minimal + "---\n" + canary,
+		"redirect":       with(t, minimal, "client_credentials: {}", "authorization_code: {redirect_url: 'https://u:"+canary+"@broker/'}"),
+		"redirect part":  with(t, minimal, "client_credentials: {}", "authorization_code: {redirect_url: 'http://broker/?"+canary+"'}"),
+		"bearer token":   minimal + "admin: {bearer_token: " + canary + "}\n",
+		"admin.url":      minimal + "admin: {url: 'https://u:" + canary + "@broker'}\n",
+		"admin profile":  with(t, minimal, "name: p", "name: p\n    secret_rotation: {before_expiry: 30d, admin_profile: "+canary+"}"),
+		"private key":    "profiles: [{name: p, oauth2: {issuer: 'https://id.example.com', client_id: c, client_auth: private_key_jwt, private_key: {value: " + canary + "}, client_credentials: {}}}]\n",
+		"certificate":    "profiles: [{name: p, oauth2: {issuer: 'https://id.example.com', client_id: c, client_auth: tls_client_auth, private_key: {value: " + canary + "}, certificate: \"-----BEGIN\\n" + canary + "\", client_credentials: {}}}]\n",
 		"redis":          minimal + "store: {redis: {password: " + canary + "}}\n",
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -168,6 +175,10 @@ func FuzzParse(f *testing.F) {
 	f.Add(secret(f, "{value: [&a "+canary+", *a]}"))
 	f.Add(secret(f, "{value: "+canary))
 	f.Add(withPassword(f, "{value: "+canary+"}", "{value: ["+canary+"]}", "    rotation: {one_time: "+canary+"}"))
+	f.Add(withCode(f, callback, "    rotation: {lifetime: 60d}"))
+	f.Add(rotating("before_expiry: 30d, admin_profile: administrater", "{env: SECRET}"))
+	f.Add("profiles:\n" + another("q", "oauth2", "issuer: 'https://"+canary+"'", codeGrant(callback)) + another("r", "secureauth", "tenant_id: t, workspace_id: w", codeGrant(callback)))
+	f.Add(minimal + "admin: {address: 0.0.0.0:1, url: 'http://broker', bearer_token: {value: " + canary + canary + "}, tls: {certificate: x, private_key: x}}\n")
 	f.Add(minimal + "---\n" + canary + "\n\t? " + canary)
 	f.Add("profiles:\n  - {name: " + canary + ", timeout: " + canary + ", vantage: {region: " + canary + "}}\n")
 	f.Add("policy: [{callers: [" + canary + "], profiles: [" + canary + "]}]\nlog: " + canary)

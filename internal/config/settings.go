@@ -6,17 +6,22 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"net/url"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
 
 	configv1 "github.com/tokenbroker/tokenbroker/gen/tokenbroker/config/v1"
+	"github.com/tokenbroker/tokenbroker/internal/oauth"
 )
 
 const (
 	defaultServerAddress = "127.0.0.1:7443"
 	defaultAdminAddress  = "127.0.0.1:7444"
+
+	// leastBearerToken is the length of the shortest that is accepted.
+	leastBearerToken = 16
 
 	// maxSocketPath is what Linux has room for.
 	maxSocketPath = 107
@@ -45,14 +50,64 @@ func (l *load) server(message *configv1.Server) Server {
 	return s
 }
 
-// admin may be any address: what is served there asks for no identity and holds
-// no secret.
+// admin may be any address: the console serves nobody on others than loopback
+// who cannot prove who he is, and the rest has no secret.
 func (l *load) admin(message *configv1.Admin) Admin {
-	a := Admin{Address: cmp.Or(message.GetAddress(), defaultAdminAddress)}
+	a := Admin{
+		Address:     cmp.Or(message.GetAddress(), defaultAdminAddress),
+		BearerToken: l.secrets[message.GetBearerToken()],
+		URL:         strings.TrimSuffix(message.GetUrl(), "/"),
+	}
+	if message.GetTls() != nil {
+		a.TLS = l.adminTLS(message.GetTls())
+	}
 	if !l.tainted["admin.address"] {
 		l.checkPort("admin.address", a.Address)
 	}
+	if message.GetBearerToken() != nil && !l.tainted["admin.bearer_token"] {
+		l.checkBearerToken(a.BearerToken.Reveal())
+	}
+	if a.URL != "" && !l.tainted["admin.url"] {
+		l.checkAdminURL(a.URL)
+	}
+	if !isLoopback(a.Address) {
+		l.warnOfConsole(message)
+	}
 	return a
+}
+
+// checkBearerToken refuses what can be guessed, and what no header can carry
+// (RFC 6750 section 2.1).
+func (l *load) checkBearerToken(token string) {
+	at := l.nearer("admin.bearer_token", "file.env.value")
+	switch {
+	case strings.ContainsFunc(token, func(c rune) bool { return c <= ' ' || c > '~' }):
+		l.problem(at, "the token has blanks or letters that no header can carry: make one of printable ASCII, for example with openssl rand -hex 32")
+	case len(token) < leastBearerToken:
+		l.problem(at, fmt.Sprintf("the token has fewer than %d characters and could be guessed: make a random one, for example with openssl rand -hex 32", leastBearerToken))
+	}
+}
+
+func (l *load) checkAdminURL(raw string) {
+	const at = "admin.url"
+	switch u, err := url.Parse(raw); {
+	case err != nil || u.Hostname() == "":
+		l.problem(at, "must be http:// or https:// and a host, for example https://broker.example.com")
+	case u.Scheme == "http" && !oauth.IsLoopback(u.Hostname()):
+		l.warning(at, "what operators send and see travels in clear: use https://")
+	}
+}
+
+// warnOfConsole is for an address that others than this machine can reach.
+func (l *load) warnOfConsole(message *configv1.Admin) {
+	token, authorities := message.GetBearerToken() != nil, message.GetTls().GetClientCa() != ""
+	switch {
+	case !token && !authorities:
+		l.warning("admin.address", "the console is off, because nobody can prove to be an operator; health, metrics and /oauth/callback are served: "+
+			"for the console add tls with client_ca, or bearer_token")
+	case token && message.GetTls() == nil:
+		l.warning("admin.bearer_token", "travels in clear, unless something in front of this address adds TLS: add tls")
+	}
 }
 
 func (l *load) checkPort(at, address string) {

@@ -34,6 +34,20 @@ func (l *load) serverTLS(message *configv1.ServerTls) *tls.Config {
 	}
 }
 
+// adminTLS returns what the admin address needs. What could not be read is
+// missing in it, and a problem.
+func (l *load) adminTLS(message *configv1.AdminTls) *tls.Config {
+	const at = "admin.tls"
+	c := &tls.Config{MinVersion: tls.VersionTLS12, SessionTicketsDisabled: true} // as for the server
+	if certificate := l.certificate(at, message); certificate != nil {
+		c.Certificates = []tls.Certificate{*certificate}
+	}
+	if message.GetClientCa() != "" {
+		c.ClientAuth, c.ClientCAs = tls.VerifyClientCertIfGiven, l.authorities(child(at, "client_ca"), message.GetClientCa())
+	}
+	return c
+}
+
 // redisTLS returns what a client of Redis needs. What could not be read is
 // missing in it, and a problem.
 func (l *load) redisTLS(message *configv1.RedisTls) *tls.Config {
@@ -57,10 +71,10 @@ type keyPair interface {
 }
 
 func (l *load) certificate(at string, message keyPair) *tls.Certificate {
-	certificateAt, keyAt := child(at, "certificate"), child(at, "private_key")
-	chain := l.pemFile(certificateAt, message.GetCertificate(), "certificate")
+	keyAt := child(at, "private_key")
+	chain := l.chain(child(at, "certificate"), message.GetCertificate())
 	key := l.pemFile(keyAt, message.GetPrivateKey(), "private key")
-	if chain == nil || !l.checkChain(certificateAt, message.GetCertificate(), chain) || key == nil {
+	if chain == nil || key == nil {
 		return nil
 	}
 	l.warnIfOpen(message.GetPrivateKey(), keyAt)
@@ -76,6 +90,16 @@ func (l *load) certificate(at string, message keyPair) *tls.Certificate {
 		l.problem(keyAt, fmt.Sprintf("%s has no private key that can be used: it must be PEM and not encrypted", l.shown(message.GetPrivateKey())))
 	}
 	return nil
+}
+
+// chain returns the content of a certificate's file, PEM, or nil when there are
+// problems.
+func (l *load) chain(at, name string) []byte {
+	data := l.pemFile(at, name, "certificate")
+	if data == nil || !l.checkChain(at, name, data) {
+		return nil
+	}
+	return data
 }
 
 func (l *load) pemFile(at, name, what string) []byte {

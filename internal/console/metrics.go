@@ -84,6 +84,8 @@ var (
 		"1 for the state that the profile is in, 0 for the others.", []string{"profile", "state"}, nil)
 	failedAttempts = prometheus.NewDesc("profile_failed_attempts",
 		"Attempts in a row that failed.", []string{"profile"}, nil)
+	consentEnd = prometheus.NewDesc("consent_end_timestamp_seconds",
+		"When the consent of the profile ends and a person must sign in again, in Unix time. Absent if that is not known.", []string{"profile"}, nil)
 	unsavedGrants = prometheus.NewDesc("unsaved_grants",
 		"Grants that only this process has, because the store has not taken them in yet.", nil, nil)
 )
@@ -98,7 +100,7 @@ var states = map[broker.State]string{
 }
 
 func (p profiles) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{served, expireTime, profileState, failedAttempts, unsavedGrants} {
+	for _, d := range []*prometheus.Desc{served, expireTime, consentEnd, profileState, failedAttempts, unsavedGrants} {
 		ch <- d
 	}
 }
@@ -118,6 +120,9 @@ func (p profiles) Collect(ch chan<- prometheus.Metric) {
 		}
 		if s.TokenID != "" {
 			gauge(expireTime, float64(s.ExpireTime.Unix()), name)
+		}
+		if !s.ConsentEnd.IsZero() {
+			gauge(consentEnd, float64(s.ConsentEnd.Unix()), name)
 		}
 		for state, label := range states {
 			gauge(profileState, boolean(s.State == state), name, label)

@@ -3,6 +3,8 @@ package oauth
 import (
 	"context"
 	"fmt"
+	"maps"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -15,7 +17,7 @@ type authorizer struct {
 	of              *issuer
 	redirectURL     string
 	expectedIssuers []string
-	parameters      map[string][]string // of the authorization request
+	parameters      url.Values // of the authorization request
 	scopeWithCode   bool
 }
 
@@ -49,11 +51,7 @@ func (a *authorizer) AuthorizationURL(ctx context.Context, r broker.Authorizatio
 			Outcome: broker.Unsent,
 		}
 	}
-	u := *at.authorization.url
-	query := u.Query()
-	for name, values := range a.parameters {
-		query[name] = values
-	}
+	query := maps.Clone(a.parameters)
 	query.Set("client_id", a.of.client.clientID)
 	query.Set("redirect_uri", a.redirectURL)
 	query.Set("response_type", "code")
@@ -65,7 +63,9 @@ func (a *authorizer) AuthorizationURL(ctx context.Context, r broker.Authorizatio
 	}
 	// %20 is the blank to every server, the plus sign only to those that take
 	// the query for a form.
-	u.RawQuery = strings.ReplaceAll(query.Encode(), "+", "%20")
+	u := *at.authorization.url
+	own := strings.ReplaceAll(query.Encode(), "+", "%20")
+	u.RawQuery = strings.TrimPrefix(u.RawQuery+"&"+own, "&")
 	return u.String(), nil
 }
 
@@ -88,11 +88,11 @@ func (a *authorizer) CheckIssuer(ctx context.Context, iss string) error {
 	case len(expected) == 0:
 		flaw = "names an issuer, and none is known to compare it with: set issuer instead of token_url"
 	default:
-		flaw = fmt.Sprintf("names another issuer than %s", strings.Join(expected, " or "))
+		flaw = "names another issuer than " + strings.Join(expected, " or ")
 	}
 	return &broker.IssueError{
-		Kind:    broker.Malformed,
-		Text:    "the response to the sign-in " + flaw + ", so the code is not used: start the sign-in again, and if that does not help, find out who sends these responses",
+		Kind:    broker.RequestRejected,
+		Text:    "the response to the sign-in " + flaw,
 		Outcome: broker.Unsent,
 	}
 }
@@ -101,7 +101,7 @@ func (a *authorizer) CheckIssuer(ctx context.Context, iss string) error {
 func (a *authorizer) Exchange(ctx context.Context, r broker.CodeExchange) (*broker.Grant, error) {
 	asked := TokenRequest{
 		GrantType:  broker.AuthorizationCode,
-		Parameters: map[string][]string{"redirect_uri": {a.redirectURL}},
+		Parameters: url.Values{"redirect_uri": {a.redirectURL}},
 		Secrets:    map[string]broker.Secret{"code": r.Code, "code_verifier": r.Verifier},
 		OneTime:    true,
 	}

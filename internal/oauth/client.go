@@ -1,6 +1,7 @@
 // Package oauth speaks to token endpoints (RFC 6749 section 3.2): it makes one
 // token request and says what came of it, as a grant or as a classified error.
-// It speaks to revocation endpoints (RFC 7009) in the same way.
+// It speaks to revocation endpoints (RFC 7009) in the same way. On top of that
+// stand the profiles of any OAuth 2.0 server: see [NewProfile].
 //
 // What makes a token request hard is not sending a form. It is knowing what a
 // failure means for the next attempt: was the request sent at all, was it the
@@ -16,6 +17,9 @@
 //   - It ends within the client's timeout and when its context ends, whatever
 //     the other side does. Only a one-time request outlives its context; see
 //     [TokenRequest].
+//   - Where endpoints are discovered, that happens before, within the same time,
+//     and without any credentials. What a server says of another issuer than the
+//     one that is configured is not used.
 //   - Neither a secret that was sent nor a token that came back is in an error.
 //     The package does not log.
 package oauth

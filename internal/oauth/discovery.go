@@ -200,11 +200,11 @@ func readMetadata(body []byte, issuer string, allowInsecureHTTP bool) (*metadata
 	}
 	var said, aliases map[string]json.RawMessage // unlike a struct it knows upper case from lower case
 	if err := json.Unmarshal(body, &said); err != nil || said == nil {
-		return nil, errors.New("they are no JSON object")
+		return nil, errors.New("it is no JSON object")
 	}
 	name, err := stringMember(said["issuer"])
 	if err != nil || strings.TrimSuffix(name, "/") != strings.TrimSuffix(issuer, "/") {
-		return nil, fmt.Errorf("they are those of issuer %q: set issuer to exactly that if it is the right server", name)
+		return nil, fmt.Errorf("it is that of issuer %q: set issuer to exactly that if it is the right server", name)
 	}
 	if raw := said["mtls_endpoint_aliases"]; raw != nil && json.Unmarshal(raw, &aliases) != nil {
 		return nil, errors.New("mtls_endpoint_aliases is no JSON object")
@@ -217,7 +217,11 @@ func readMetadata(body []byte, issuer string, allowInsecureHTTP bool) (*metadata
 		return nil, errors.New("token_endpoint is missing")
 	}
 	m.mtls = m.plain
-	return m, m.mtls.read(aliases, allowInsecureHTTP)
+	if err := m.mtls.read(aliases, allowInsecureHTTP); err != nil {
+		return nil, fmt.Errorf("of the mtls_endpoint_aliases %w", err)
+	}
+	m.mtls.authorization = m.plain.authorization // it is a browser's, which has no such certificate
+	return m, nil
 }
 
 // read takes over the endpoints that said names.

@@ -164,7 +164,7 @@ func (i *issuer) withSecret(request func(secret broker.Secret, timeout time.Dura
 		refusal = err
 		i.current.CompareAndSwap(at, (at+1)%n)
 	}
-	if n > 1 {
+	if tried > 1 {
 		refusal = more(refusal, fmt.Sprintf(" to each of the %d client secrets", tried))
 	}
 	return i.explained(refusal)

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -79,6 +80,9 @@ func statusOf(err error, requestID string) *status.Status {
 	if e.Code != "" {
 		info.Metadata["oauth_error"] = e.Code
 	}
+	if e.ConsoleURL != "" {
+		info.Metadata["console_url"] = e.ConsoleURL
+	}
 	details := []protoadapt.MessageV1{info}
 	if e.RetryAfter > 0 && e.RetryAfter != broker.Forever {
 		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(e.RetryAfter)})
@@ -124,5 +128,5 @@ func fromBroker(err error, c *caller, profile, operation string) error {
 	if e.Reason == broker.ReasonProfileUnknown {
 		return denied(c, profile, operation)
 	}
-	return failure{cause: e, profile: profile}
+	return failure{cause: e, profile: cmp.Or(profile, e.Profile)}
 }

@@ -1,7 +1,9 @@
 package service
 
 import (
+	"cmp"
 	"context"
+	"fmt"
 	"sort"
 	"time"
 
@@ -48,7 +50,7 @@ func (s *profileAdmin) ListProfiles(ctx context.Context, r *pb.ListProfilesReque
 		if err != nil {
 			return nil, fromBroker(err, c, name, administer)
 		}
-		out.Profiles = append(out.Profiles, profileOf(status))
+		out.Profiles = append(out.Profiles, s.profileOf(status))
 	}
 	return out, nil
 }
@@ -59,6 +61,61 @@ func (s *profileAdmin) GetProfile(ctx context.Context, r *pb.GetProfileRequest) 
 		return nil, err
 	}
 	return &pb.GetProfileResponse{Profile: p}, nil
+}
+
+func (s *profileAdmin) StartAuthorization(ctx context.Context, r *pb.StartAuthorizationRequest) (*pb.StartAuthorizationResponse, error) {
+	c, err := s.authorize(ctx, r.GetProfile(), pb.Operation_OPERATION_ADMIN, administer)
+	if err != nil {
+		return nil, err
+	}
+	started, err := s.broker.StartAuthorization(ctx, r.GetProfile(), broker.Secret{})
+	if err != nil {
+		return nil, fromBroker(err, c, r.GetProfile(), administer)
+	}
+	s.log.Info("caller started a sign-in", "caller", c.name, "profile", r.GetProfile(), "request_id", requestID(ctx))
+	return &pb.StartAuthorizationResponse{
+		AuthorizationUrl: started.URL, State: started.State, ExpireTime: timestamppb.New(started.Expires),
+	}, nil
+}
+
+func (s *profileAdmin) CompleteAuthorization(ctx context.Context, r *pb.CompleteAuthorizationRequest) (*pb.CompleteAuthorizationResponse, error) {
+	c, ok := callerFrom(ctx)
+	if !ok {
+		return nil, errCallerUnknown
+	}
+	allowed := func(profile string) bool {
+		return s.policy.Load().allowed(c, profile).has(pb.Operation_OPERATION_ADMIN)
+	}
+	done, err := s.broker.CompleteAuthorization(ctx, broker.Callback{
+		State: r.GetState(), Code: broker.NewSecret(r.GetCode()), Issuer: r.GetIss(),
+		ReplaceAccount: r.GetReplaceAccount(), Allowed: allowed,
+	})
+	if err == nil && done.Ticket != "" {
+		if _, err = s.broker.AbandonAuthorization(ctx, done.Ticket, allowed); err == nil {
+			err = anotherAccount(done)
+		}
+	}
+	if err != nil {
+		return nil, fromBroker(err, c, "", administer)
+	}
+	s.log.Info("caller completed a sign-in", "caller", c.name, "profile", done.Profile, "request_id", requestID(ctx))
+	p, err := s.profile(ctx, done.Profile)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.CompleteAuthorizationResponse{Profile: p}, nil
+}
+
+func anotherAccount(done *broker.Completion) *broker.Error {
+	return &broker.Error{
+		Reason: broker.ReasonInvalidRequest, Field: "replace_account", Profile: done.Profile,
+		Text: fmt.Sprintf("signing in for profile %s: %q has signed in, and the profile works with a grant of %q, which stays; sign in as that account, or start again and set replace_account",
+			done.Profile, accountName(done.Account), accountName(done.Previous)),
+	}
+}
+
+func accountName(a broker.Account) string {
+	return cmp.Or(a.Name, a.Subject, "an account without a name")
 }
 
 func (s *profileAdmin) ResetProfile(ctx context.Context, r *pb.ResetProfileRequest) (*pb.ResetProfileResponse, error) {
@@ -86,23 +143,31 @@ func (s *profileAdmin) profile(ctx context.Context, name string) (*pb.Profile, e
 	if err != nil {
 		return nil, fromBroker(err, c, name, administer)
 	}
-	return profileOf(status), nil
+	return s.profileOf(status), nil
 }
 
-func profileOf(s *broker.Status) *pb.Profile {
+func (s *Service) profileOf(of *broker.Status) *pb.Profile {
+	caller, called := s.LastCall(of.Name)
 	p := &pb.Profile{
-		Name:        s.Name,
-		Provider:    providers[s.Provider],
-		GrantType:   grantTypes[s.GrantType],
-		State:       states[s.State],
-		StateText:   s.Text,
-		TokenId:     s.TokenID,
-		IssueTime:   timestamp(s.IssueTime),
-		ExpireTime:  timestamp(s.ExpireTime),
-		RefreshTime: timestamp(s.RefreshTime),
-		Scopes:      s.Scopes,
+		Name:        of.Name,
+		Provider:    providers[of.Provider],
+		GrantType:   grantTypes[of.GrantType],
+		State:       states[of.State],
+		StateText:   of.Text,
+		TokenId:     of.TokenID,
+		IssueTime:   timestamp(of.IssueTime),
+		ExpireTime:  timestamp(of.ExpireTime),
+		RefreshTime: timestamp(of.RefreshTime),
+		Scopes:      of.Scopes,
+
+		ConsentStartTime: timestamp(of.ConsentStart),
+		ConsentEndTime:   timestamp(of.ConsentEnd),
+		ConsentAccount:   cmp.Or(of.Account.Name, of.Account.Subject),
+
+		LastCaller:   caller,
+		LastCallTime: timestamp(called),
 	}
-	if e := s.LastError; e != nil {
+	if e := of.LastError; e != nil {
 		p.LastError = &pb.LastError{
 			Reason:          pb.ErrorReason(pb.ErrorReason_value["ERROR_REASON_"+string(e.Reason)]),
 			OauthError:      e.Code,

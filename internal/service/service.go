@@ -73,6 +73,7 @@ type Service struct {
 	validator protovalidate.Validator
 	health    *health.Server
 	policy    atomic.Pointer[Policy]
+	calls     lastCalls
 
 	// leaving is closed when streams must end.
 	leaving  chan struct{}

@@ -76,6 +76,7 @@ func (s *tokenBroker) issue(ctx context.Context, r tokenRequest, rejected string
 	if err != nil {
 		return nil, 0, fromBroker(err, c, r.GetProfile(), verb)
 	}
+	s.calls.note(r.GetProfile(), c)
 	return token, source, nil
 }
 

@@ -208,7 +208,7 @@ func checkBaseURL(raw string, allowInsecureHTTP bool) (string, error) {
 	if slices.Contains(strings.Split(path, "/"), "auth2") {
 		return "", errors.New("base_url reaches into /auth2: end it before that, the rest is added")
 	}
-	return u.Scheme + "://" + u.Host + path, nil
+	return u.Scheme + "://" + strings.ToLower(u.Host) + path, nil
 }
 
 // checkTenant admits what stays one segment of a path.

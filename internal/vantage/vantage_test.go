@@ -231,24 +231,6 @@ func serve(t *testing.T, h http.Handler) string {
 	return s.URL
 }
 
-func TestTheDocumentedRequest(t *testing.T) {
-	s := &server{good: "s+&%=: é"}
-	c := config(serve(t, s)+"/prefix/", s.good)
-	c.TenantID = "tenant-1"
-	grant, err := profileFor(t, c).Issuer.Issue(t.Context(), broker.Request{Scopes: c.Scopes})
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := "/prefix/auth2/tenant-1/connect/token client_id=invoices&client_secret=s%2B%26%25%3D%3A+%C3%A9" +
-		"&grant_type=client_credentials&scope=openid+permissions+global.wildcard"
-	if s.forms[0] != want {
-		t.Errorf("the server saw\n%s\nwant\n%s", s.forms[0], want)
-	}
-	if grant.AccessToken.Reveal() != "token" || grant.Lifetime != 30*24*time.Hour || !slices.Equal(grant.Scopes, []string{"openid", "permissions"}) {
-		t.Errorf("grant is %+v", grant)
-	}
-}
-
 // issue is one attempt; it returns what the server was asked with.
 func issue(t *testing.T, p *broker.Profile, s *server) (string, *broker.IssueError) {
 	t.Helper()

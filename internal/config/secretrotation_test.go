@@ -1,0 +1,144 @@
+package config_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/tokenbroker/tokenbroker/internal/broker"
+)
+
+// rotating is a configuration whose first profile renews its client secret, with
+// an administrator beside it.
+func rotating(rotation, secret string) string {
+	return fmt.Sprintf(`profiles:
+  - name: p
+    coordinated: true
+    secret_rotation: {%s}
+    vantage: {region: eu, tenant_id: t, client_id: c, client_secret: %s, client_credentials: {}}
+  - name: administrator
+    vantage: {region: eu, client_id: a, client_secret: {env: SECRET}, client_credentials: {}}
+  - name: abroad
+    vantage: {region: us, client_id: a, client_secret: {env: SECRET}, client_credentials: {}}
+  - name: elsewhere
+    oauth2: {issuer: 'https://id.example.com', client_id: c, client_secret: {env: SECRET}, client_credentials: {}}
+`, rotation, secret)
+}
+
+func TestSecretRotation(t *testing.T) {
+	path := write(t, filepath.Join(t.TempDir(), "secret"), canary+"\n")
+	c := mustParse(t, rotating("before_expiry: 30d, lifetime: 90d, admin_profile: administrator", "{file: "+path+"}"))
+	equal(t, warnings(t, c), nil)
+	p := c.Profiles[0]
+	if r := p.Rotation; r == nil || r.Before != 30*24*time.Hour || r.Lifetime != 90*24*time.Hour || r.AdminProfile != "administrator" {
+		t.Fatalf("got %+v", r)
+	}
+	if c.Profiles[1].Rotation != nil {
+		t.Error("a profile without secret_rotation has one")
+	}
+	if r := mustParse(t, rotating("before_expiry: 30d", "{file: "+path+"}")).Profiles[0].Rotation; r.Lifetime != 180*24*time.Hour || r.AdminProfile != "" {
+		t.Errorf("got %+v", r)
+	}
+
+	// With newer secrets the profile is the same but for what it presents.
+	var all sync.WaitGroup
+	for i := range 4 {
+		all.Go(func() {
+			newer := broker.NewSecret(fmt.Sprint(canary, "-new", i))
+			next, err := p.Rotation.With([]broker.Secret{newer})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if next.Credential != broker.Fingerprint(options.FingerprintKey, newer, broker.NewSecret(canary)) {
+				t.Error("it presents something else")
+			}
+			if next.Name != p.Name || next.Identity != p.Identity || !next.Coordinated || next.ConsoleURL != p.ConsoleURL || next.SecretFile != path || next.Rotation != p.Rotation {
+				t.Errorf("got %+v, want %+v", next, p)
+			}
+		})
+	}
+	all.Wait()
+	if same, err := p.Rotation.With(nil); err != nil || same.Credential != p.Credential {
+		t.Errorf("without newer secrets it is another, %v", err)
+	}
+	if _, err := p.Rotation.With([]broker.Secret{broker.NewSecret(" " + canary)}); err == nil {
+		t.Error("a secret that cannot be is accepted")
+	} else {
+		noCanary(t, err.Error())
+	}
+}
+
+func TestSecretRotationMistakes(t *testing.T) {
+	path := write(t, filepath.Join(t.TempDir(), "secret"), canary)
+	const at = "profiles[0].secret_rotation"
+	const unknown = at + ".admin_profile: no vantage profile has this name: correct it, or remove it"
+	for rotation, want := range map[string]string{
+		"":                                    at + ".before_expiry: is missing: add it",
+		"before_expiry: 180d":                 at + ".before_expiry: must be shorter than the life of a new secret, which is 180d: shorten it, or set a longer lifetime beside it",
+		"before_expiry: 30d, lifetime: 30d":   at + ".before_expiry: must be shorter than the life of a new secret, which is 30d: shorten it, or set a longer lifetime beside it",
+		"before_expiry: 200d, lifetime: 366d": "",
+		"before_expiry: 30d, lifetime: 1h":    at + ".lifetime: must be 24h to 1096d",
+		"before_expiry: 30d, admin_profile: administrater": unknown + "; did you mean administrator?",
+		"before_expiry: 30d, admin_profile: elsewhere":     unknown,
+		"before_expiry: 30d, admin_profile: abroad":        at + ".admin_profile: that profile has another region or base_url, so its tokens are worth nothing here: name one with the same",
+		"before_expiry: 30d, admin_profile: p":             "",
+	} {
+		got := problems(t, rotating(rotation, "{file: "+path+"}"))
+		for i := range got {
+			_, got[i], _ = strings.Cut(got[i], ": ")
+		}
+		if want == "" && got != nil || want != "" && !slices.Equal(got, []string{want}) {
+			t.Errorf("%s: got %q", rotation, got)
+		}
+	}
+	equal(t, problems(t, with(t, rotating("before_expiry: 30d", "{file: "+path+"}"), "tenant_id: t, ", "")), []string{
+		"5:14: profiles[0].vantage.tenant_id: is missing, and secret_rotation needs it: add the tenant whose client this is"})
+	elsewhere := with(t, rotating("before_expiry: 30d", "{file: "+path+"}"), "  - name: elsewhere\n", "  - name: elsewhere\n    secret_rotation: {before_expiry: 30d}\n")
+	equal(t, problems(t, elsewhere), []string{"11:22: profiles[3].secret_rotation: secret_rotation works with vantage only: remove it"})
+}
+
+// What is renewed must not be lost: it goes to the store, or where the secret
+// came from.
+func TestSecretRotationNeedsAPlace(t *testing.T) {
+	directory := t.TempDir()
+	path := write(t, filepath.Join(directory, "secret"), canary)
+	old := write(t, filepath.Join(directory, "old"), canary+"-old")
+	const lost = "4:22: profiles[0].secret_rotation: without a store a new secret would be in memory only and lost with the process: " +
+		"add store, or keep the newest client secret in a file that the broker may write to"
+	_, shared, _ := strings.Cut(storeText(t, directory, "addresses: ['localhost:6379']"), "store:")
+	for _, test := range []struct{ secret, file, want string }{
+		{"{env: SECRET}", "", lost},
+		{"{value: " + canary + "}", "", lost},
+		{"{file: " + path + "}", path, ""},
+		{"[{file: " + path + "}, {env: SECRET}]", path, ""},
+		{"[{env: SECRET}, {file: " + old + "}]", "", lost},
+	} {
+		text := rotating("before_expiry: 30d", test.secret)
+		if strings.HasPrefix(test.secret, "[") {
+			text = with(t, text, "client_secret: [", "client_secrets: [")
+		}
+		var want []string
+		if test.want != "" {
+			want = []string{test.want}
+		}
+		equal(t, problems(t, text), want)
+		if p := mustParse(t, text+"store:"+shared).Profiles[0]; p.SecretFile != test.file || p.Rotation == nil {
+			t.Errorf("%s: got file %q", test.secret, p.SecretFile)
+		}
+	}
+	t.Run("a file that is only to be read", func(t *testing.T) {
+		if os.Getuid() == 0 {
+			t.Skip("root may write to everything")
+		}
+		if err := os.Chmod(path, 0o400); err != nil {
+			t.Fatal(err)
+		}
+		equal(t, problems(t, rotating("before_expiry: 30d", "{file: "+path+"}")), []string{lost})
+	})
+}
