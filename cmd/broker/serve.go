@@ -64,7 +64,7 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 	log := newLogger(stderr, c.Log.Format, &level)
 
 	var settings atomic.Pointer[tls.Config]
-	o := serverOptions{log: log, reflection: c.Server.Reflection, store: c.Store}
+	o := serverOptions{log: log, reflection: c.Server.Reflection, store: c.Store, admin: adminOptions{local: isLocal(c.Admin.Address)}}
 	if c.Server.TLS != nil {
 		o.tls = settings.Load
 	}

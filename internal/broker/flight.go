@@ -56,6 +56,7 @@ func (f *flight) fly(e *entry, floor Generation) {
 	}()
 	ctx, cancel := context.WithTimeout(e.b.ctx, flightDeadline)
 	defer cancel()
+	f.awaitSecrets(ctx, e)
 	claim := Claim{
 		Family:     e.family,
 		Slot:       e.slot,
