@@ -14,6 +14,9 @@ PKG ?= ./...
 # For how long chaos runs, and from which seed; empty draws one.
 CHAOSTIME ?= 10m
 CHAOSSEED ?=
+# How many runs kills makes, and from which seed; empty draws one.
+KILLRUNS ?= 1000
+KILLSEED ?=
 
 # Tools are built once per Go version and per tools/go.mod; a tool that an older Go has built may not understand the
 # code of a newer one.
@@ -53,6 +56,11 @@ chaos: ## Break a fleet at random for CHAOSTIME; CHAOSSEED=N repeats a run.
 	scripts/need.sh redis-server
 	CHAOSTIME='$(CHAOSTIME)' CHAOSSEED='$(CHAOSSEED)' go test -tags chaos -count=1 -timeout 0 -v -run TestChaos ./internal/fleet
 
+.PHONY: kills
+kills: ## Kill and stop replicas at every point of a refresh, 1,000 seeded runs.
+	scripts/need.sh redis-server
+	KILLRUNS='$(KILLRUNS)' KILLSEED='$(KILLSEED)' go -C internal/fleet test -tags kills -count=1 -timeout 0 -run TestKills
+
 .PHONY: check
 check: ## Run all that CI runs.
 	$(MAKE) lint
@@ -73,6 +81,7 @@ lint-go: $(TOOLS)
 	go vet -tags faults ./internal/fleet ./internal/store
 	go vet -tags chaos ./internal/fleet
 	go vet -tags conformance ./conformance
+	go vet -tags kills ./internal/fleet
 	# Generated code is not ours to argue with.
 	bin/staticcheck $$(go list ./... | grep -v '/gen/')
 
