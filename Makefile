@@ -1,6 +1,6 @@
 # The workshop. "make" lists what there is; "make check" is all that CI runs.
-# It needs Go, git and make; the tests a C compiler, for the race detector, redis-server, and Node.js with npm for the
-# third-party server (they install these where they can).
+# It needs Go, git and make; the tests a C compiler, for the race detector, redis-server, Chromium, and Node.js with npm
+# for the third-party server (they install all of these where they can).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -32,7 +32,7 @@ build: ## Build bin/broker.
 
 .PHONY: test
 test: ## Run all tests under the race detector; PKG=./internal/... for some.
-	scripts/need.sh cc redis-server
+	scripts/need.sh cc redis-server chromium
 	@packages=$$(go list $(PKG) | grep -v '/internal/fleet$$' || true); \
 	if [ -n "$$packages" ]; then (set -x; CGO_ENABLED=1 go test -race -timeout 10m $$packages); fi
 	# The fleet has bounds in time: it has the machine to itself.

@@ -14,6 +14,7 @@ have() {
     redis-server) command -v redis-server >/dev/null && redis-server --version | grep -Eq ' v=([7-9]|[1-9][0-9])\.' ;;
     # 18 is the oldest that the third-party server supports.
     node) command -v node >/dev/null && node -e 'process.exit(parseInt(process.versions.node) >= 18 ? 0 : 1)' ;;
+    chromium) command -v chromium chromium-browser google-chrome >/dev/null ;; # any will do
     *) command -v "$1" >/dev/null ;;
   esac
 }
@@ -24,6 +25,7 @@ why() {
     cc) echo "a C compiler, for the race detector" ;;
     redis-server) echo "redis-server 7.0 or newer, for the tests" ;;
     node) echo "Node.js 18 or newer, for the third-party authorization server" ;;
+    chromium) echo "Chromium, for the tests of the console" ;;
     *) echo "$1, for the tests" ;;
   esac
 }

@@ -203,9 +203,15 @@ func replaceFile(path string, content broker.Secret) error {
 	if err != nil {
 		return fmt.Errorf("the directory %s cannot be written: %w; where the file is mounted read-only, as Kubernetes does, rotate a copy and replace the Secret with it", directory, err)
 	}
-	err = keepOwner(f, info)
+	return replaceBy(f, target, info, info.Mode().Perm(), content)
+}
+
+// replaceBy has a new file f beside target take its place, under the owner that
+// info tells and with this mode.
+func replaceBy(f *os.File, target string, info fs.FileInfo, mode fs.FileMode, content broker.Secret) error {
+	err := keepOwner(f, info)
 	if err == nil {
-		err = f.Chmod(info.Mode().Perm())
+		err = f.Chmod(mode)
 	}
 	if err != nil {
 		err = errors.Join(err, f.Close())
@@ -218,7 +224,7 @@ func replaceFile(path string, content broker.Secret) error {
 	if err != nil {
 		return errors.Join(err, os.Remove(f.Name()))
 	}
-	syncDirectory(directory)
+	syncDirectory(filepath.Dir(target))
 	return nil
 }
 

@@ -87,7 +87,7 @@ func newRoot() *cobra.Command {
 	}
 	add("server", newDev(), newServe(), newCheck(), newSandbox(), newHealthcheck())
 	add("caller", newToken(), newRefresh(), newRevoke(), newWhoami())
-	add("operator", newProfiles(), newAuthorize(), newReset(), newKeyset())
+	add("operator", newProfiles(), newAuthorize(), newReset(), newClient(), newSecret(), newKeyset())
 	root.AddCommand(newVersion())
 	return root
 }

@@ -42,6 +42,9 @@ type Options struct {
 	// Observe is told of each attempt at an endpoint; nil is nobody. It must
 	// not block.
 	Observe func(Attempt)
+	// SecretFiles writes new client secrets to files; nil is for a process that
+	// writes none.
+	SecretFiles SecretFiles
 }
 
 // Attempt is one token request as it ended.
@@ -59,6 +62,13 @@ type Broker struct {
 	lease   time.Duration
 	log     *slog.Logger
 	observe func(Attempt)
+	// secretFiles may be nil.
+	secretFiles SecretFiles
+
+	// configuring guards configured, which are the profiles as Configure was
+	// given them, and is held while they are put in force.
+	configuring sync.Mutex
+	configured  []*Profile
 
 	// profiles by name, replaced as a whole; the map is never written to.
 	profiles atomic.Pointer[map[string]*profile]
@@ -71,6 +81,9 @@ type Broker struct {
 	entries roster
 	gates   map[string]*gate
 	clients map[string]*gate
+	// keepers by the record of client secrets that they keep; Configure alone
+	// replaces the map.
+	keepers map[string]*keeper
 
 	reach   reach
 	unsaved unsaved
@@ -92,6 +105,10 @@ type profile struct {
 	*Profile
 	own  *entry
 	gate *gate
+	// keeper of its client secrets, or nil; informed tells that they were known
+	// when it was made.
+	keeper   *keeper
+	informed bool
 
 	// replaced by a later configuration: it must not become an entry's
 	// profile again. Only Configure writes it.
@@ -114,6 +131,9 @@ func New(store Store, o Options) *Broker {
 		lease:   orDefault(o.Lease, 3*time.Second),
 		log:     o.Logger,
 		observe: o.Observe,
+
+		secretFiles: o.SecretFiles,
+
 		entries: make(roster),
 		gates:   make(map[string]*gate),
 	}
@@ -133,6 +153,16 @@ func New(store Store, o Options) *Broker {
 // wherever what would be issued is the same as before. Flights of profiles that
 // went away finish and are saved, and are never served.
 func (b *Broker) Configure(configured []*Profile) {
+	b.configuring.Lock()
+	defer b.configuring.Unlock()
+	b.configured = configured
+	b.startKeepers(configured)
+	b.replace(configured)
+}
+
+// replace puts profiles in force, with the client secrets that are known of them.
+// b.configuring is held.
+func (b *Broker) replace(configured []*Profile) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 
@@ -146,6 +176,11 @@ func (b *Broker) Configure(configured []*Profile) {
 	clients := make(map[string]*gate, len(configured))
 	for _, c := range configured {
 		p := &profile{Profile: c}
+		if k := b.keepers[c.secretsFamily()]; k != nil && c.Rotation != nil {
+			p.keeper, p.informed = k, k.isKnown()
+			c = b.with(c, k.secrets())
+			p.Profile = c
+		}
 		if p.gate = cmp.Or(gates[c.Identity], b.gates[c.Identity]); p.gate == nil {
 			p.gate = newGate()
 		}
@@ -351,7 +386,11 @@ func (b *Broker) changed(c Change) {
 	b.mu.Lock()
 	entries := slices.Clone(b.entries[c.Family])
 	g := b.clients[c.Family]
+	k := b.keepers[c.Family]
 	b.mu.Unlock()
+	if k != nil {
+		k.hear()
+	}
 	for _, e := range entries {
 		e.hear(c)
 	}

@@ -56,6 +56,7 @@ func (f *flight) fly(e *entry, floor Generation) {
 	}()
 	ctx, cancel := context.WithTimeout(e.b.ctx, flightDeadline)
 	defer cancel()
+	f.awaitSecrets(ctx, e)
 	claim := Claim{
 		Family:     e.family,
 		Slot:       e.slot,
@@ -88,7 +89,7 @@ func (f *flight) fly(e *entry, floor Generation) {
 		case Usable:
 			if f.token = e.adopt(*a.Token, start); f.token != nil {
 				f.source = FromStore
-				if _, met := e.b.consents.known(e.family, start); !met && claim.Consent != NoConsent {
+				if claim.Consent != NoConsent {
 					e.b.background(e.meetConsent)
 				}
 				return

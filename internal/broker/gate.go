@@ -197,11 +197,15 @@ func (p *pass) settle(ctx context.Context, end func(context.Context) error) erro
 	return err
 }
 
+// proofOf is what the client's record holds when its credential has worked.
+func proofOf(p *Profile) Result {
+	return Result{Token: StoredToken{Access: NewSecret(p.Credential), Type: "proof", Lifetime: proofLife, Remaining: proofLife}}
+}
+
 // succeed says that the server took the credential.
 func (p *pass) succeed(ctx context.Context) {
 	_ = p.settle(ctx, func(ctx context.Context) error {
-		proof := StoredToken{Access: NewSecret(p.profile.Credential), Type: "proof", Lifetime: proofLife, Remaining: proofLife}
-		_, _, err := p.b.store.Save(ctx, p.lease, Result{Token: proof})
+		_, _, err := p.b.store.Save(ctx, p.lease, proofOf(p.profile.Profile))
 		return err
 	})
 	p.g.mu.Lock()

@@ -269,6 +269,9 @@ type Result struct {
 	// Remaining life of the consent, for a grant obtained anew; zero means
 	// that nobody knows.
 	Remaining time.Duration
+	// Durable saves a token as durably as a refresh token: nobody could obtain
+	// it again.
+	Durable bool
 	// Supersede makes a consent that a person gave win over all that is under
 	// way, and is a reset of the family.
 	Supersede bool

@@ -42,7 +42,7 @@ func (l *load) profiles(message *configv1.Config, admin Admin) []*broker.Profile
 			vantages[m.GetName()] = m.GetVantage()
 		}
 	}
-	returns := returns{}
+	seen := callbacks{}
 	for i, m := range message.GetProfiles() {
 		path := item("profiles", i)
 		if l.tainted[path] {
@@ -50,8 +50,8 @@ func (l *load) profiles(message *configv1.Config, admin Admin) []*broker.Profile
 		}
 		name, p := providerOf(m)
 		at := child(path, name)
-		l.checkGrant(path, m, p)
-		l.checkReturn(at, m, p, returns)
+		l.checkGrant(path, at, m, p)
+		l.checkRedirect(at, p)
 		if m.GetSecretRotation() != nil {
 			l.checkSecretRotation(path, m, vantages, message.GetStore() != nil)
 		}
@@ -60,6 +60,7 @@ func (l *load) profiles(message *configv1.Config, admin Admin) []*broker.Profile
 			l.problemsOf(at, err)
 			continue
 		}
+		l.checkSharing(at, m, profile, seen)
 		l.checkRotation(child(path, "rotation"), m.GetRotation(), profile)
 		profiles = append(profiles, profile)
 	}

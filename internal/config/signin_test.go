@@ -151,6 +151,8 @@ func TestSharedRedirectURLs(t *testing.T) {
 			t.Errorf("%s: got %q", text, got)
 		}
 	}
+	workspace := another("r", "secureauth", "tenant_id: t, region: eu, workspace_id: w", codeGrant(callback))
+	equal(t, problems(t, "profiles:\n"+secureauth("issuer: 'https://t.eu.authz.cloudentity.io/t/w'")+workspace), nil)
 	same := oauth2("issuer: 'https://id.example.com/'", callback)
 	equal(t, problems(t, "profiles:\n"+oauth2("issuer: 'https://id.example.com'", callback)+strings.Replace(same, "name: q", "name: r", 1)), nil)
 }
@@ -198,8 +200,12 @@ func TestGrantWarnings(t *testing.T) {
 		elsewhere("oauth2", "client_credentials: {}", allowed):                          "allow_password_grant: has no effect, because the grant is client_credentials: remove it",
 		elsewhere("secureauth", password, allowed):                                      strings.TrimPrefix(strings.Replace(advice, "vantage", "secureauth", 1), "profiles[0]."),
 		elsewhere("oauth2", password, allowed):                                          strings.TrimPrefix(strings.Replace(advice, "vantage", "oauth2", 1), "profiles[0]."),
-		with(t, minimal, "region: eu", "region: eu\n      product_id: x"):               "vantage.product_id: has no effect, because it belongs to authorization_code and the grant is client_credentials: remove it",
+		with(t, minimal, "region: eu", "region: eu\n      product_id: x"):               "vantage.product_id: has no effect, because it belongs to authorization_code: remove it",
 		with(t, withCode(t, callback), "region: eu", "region: eu\n      product_id: x"): "",
+		with(t, minimal, "region: eu", "region: eu\n      product_id: ''"):              "",
+		elsewhere("oauth2", "client_credentials: {}, key_id: k"):                        "oauth2.key_id: has no effect, because it belongs to private_key_jwt: remove it",
+		elsewhere("secureauth", "client_credentials: {}, assertion_audience: a"):        "secureauth.assertion_audience: has no effect, because it belongs to private_key_jwt: remove it",
+		strings.Replace(elsewhere("oauth2", "client_credentials: {}, authorization_url: 'https://id.example.com/a'"), "issuer: 'https://id.example.com'", "token_url: 'https://id.example.com/t'", 1): "oauth2.authorization_url: has no effect, because it belongs to authorization_code: remove it",
 	} {
 		var got []string
 		for _, line := range warnings(t, mustParse(t, text)) {

@@ -392,7 +392,7 @@ func (r *Redis) Save(ctx context.Context, l broker.Lease, s broker.Result) (brok
 }
 
 // durable tells what must not be lost: nobody could obtain it again.
-func durable(s broker.Result) bool { return s.Spent != "" || !s.Refresh.IsEmpty() }
+func durable(s broker.Result) bool { return s.Durable || s.Spent != "" || !s.Refresh.IsEmpty() }
 
 func (r *Redis) save(ctx context.Context, l broker.Lease, s broker.Result, known known) (reply, error) {
 	const what = "saving what was obtained for"

@@ -1,15 +1,12 @@
 package vantage
 
-import (
-	"github.com/tokenbroker/tokenbroker/internal/broker"
-	"github.com/tokenbroker/tokenbroker/internal/oauth"
-)
+import "github.com/tokenbroker/tokenbroker/internal/broker"
 
 // issuer speaks for one profile. It implements broker.Issuer and broker.Revoker
-// as oauth does for any server.
+// as oauth does for any server, and broker.Administrator.
 type issuer struct {
 	grants
-	client *oauth.Client // for what is no grant
+	administration
 }
 
 // grants are what Vantage's token and revocation endpoints do.
@@ -24,8 +21,8 @@ type authorizer struct {
 	broker.Authorizer
 }
 
-func newIssuer(client *oauth.Client, of broker.Issuer) broker.Issuer {
-	i := &issuer{of.(grants), client} // there is a revocation URL
+func newIssuer(of broker.Issuer, admin administration) broker.Issuer {
+	i := &issuer{of.(grants), admin} // there is a revocation URL
 	if signIn, ok := of.(broker.Authorizer); ok {
 		return authorizer{i, signIn}
 	}

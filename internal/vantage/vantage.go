@@ -137,7 +137,7 @@ func NewProfile(config Config) (*broker.Profile, error) {
 		return nil, err
 	}
 	profile.Identity = config.identity(profile.Endpoint)
-	profile.Issuer = newIssuer(client, profile.Issuer)
+	profile.Issuer = newIssuer(profile.Issuer, newAdministration(config, base, client))
 	return profile, nil
 }
 
