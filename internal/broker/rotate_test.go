@@ -380,6 +380,29 @@ func TestSecretIsRenewedBeforeItsEnd(t *testing.T) {
 	})
 }
 
+// TestRecordOfSecretsIsSealedAnew sees to it that no key of the store is needed
+// for long after it was replaced: a secret is renewed but twice a year.
+func TestRecordOfSecretsIsSealedAnew(t *testing.T) {
+	in(t, func(t *testing.T) {
+		v := newVault(5 * day)
+		f := start(t, 3, rotating(v, nil))
+		time.Sleep(time.Hour)
+		family, _ := broker.SecretFamilies(rotating(v, nil))
+		seen := make(map[string]bool)
+		for range 3 {
+			r, err := f.store.Look(t.Context(), family, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen[r.Token.Access.ID()] = true
+			time.Sleep(day + time.Hour)
+		}
+		if _, _, created := v.counts(); len(seen) != 3 || created != 1 {
+			t.Errorf("in three days the record was written %d times, and %d secrets created", len(seen), created)
+		}
+	})
+}
+
 // TestRestartAfterTheConfiguredSecretEnded starts replicas that know but a dead
 // secret, beside a store that has the living one.
 func TestRestartAfterTheConfiguredSecretEnded(t *testing.T) {
