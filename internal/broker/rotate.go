@@ -458,6 +458,12 @@ func (r *renewal) introduce(ctx context.Context, record secretRecord) (secretRec
 	if err != nil {
 		return after, err
 	}
+	r.b.mu.Lock()
+	k := r.b.keepers[r.profile.secretsFamily()]
+	r.b.mu.Unlock()
+	if k != nil {
+		_ = k.read(ctx) // here at once; what fails here comes as the news of it
+	}
 	r.b.log.Info("client secret renewed", "profile", r.profile.Name, "description", candidate.Description, "end", candidate.End)
 	return after, nil
 }
