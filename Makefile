@@ -1,6 +1,6 @@
 # The workshop. "make" lists what there is; "make check" is all that CI runs.
-# It needs Go, git and make; the tests a C compiler, for the race detector, and redis-server (they install both where
-# they can).
+# It needs Go, git and make; the tests a C compiler, for the race detector, redis-server, Chromium, and Node.js with npm for
+# the third-party server (they install these where they can).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -14,6 +14,9 @@ PKG ?= ./...
 # For how long chaos runs, and from which seed; empty draws one.
 CHAOSTIME ?= 10m
 CHAOSSEED ?=
+# How many runs kills makes, and from which seed; empty draws one.
+KILLRUNS ?= 1000
+KILLSEED ?=
 
 # Tools are built once per Go version and per tools/go.mod; a tool that an older Go has built may not understand the
 # code of a newer one.
@@ -31,11 +34,17 @@ build: ## Build bin/broker.
 
 .PHONY: test
 test: ## Run all tests under the race detector; PKG=./internal/... for some.
-	scripts/need.sh cc redis-server
+	scripts/need.sh cc redis-server chromium
 	@packages=$$(go list $(PKG) | grep -v '/internal/fleet$$' || true); \
 	if [ -n "$$packages" ]; then (set -x; CGO_ENABLED=1 go test -race -timeout 10m $$packages); fi
 	# The fleet has bounds in time: it has the machine to itself.
 	@if go list $(PKG) | grep -q '/internal/fleet$$'; then (set -x; CGO_ENABLED=1 go test -race -timeout 10m ./internal/fleet); fi
+
+.PHONY: conformance
+conformance: ## Run the broker against a third-party authorization server.
+	scripts/need.sh redis-server node npm
+	cd conformance/server && npm ci --silent
+	go test -tags conformance -count=1 -timeout 5m ./conformance
 
 .PHONY: faults
 faults: ## Run the whole fault matrix on a fleet of replicas; it takes a quarter of an hour.
@@ -47,12 +56,18 @@ chaos: ## Break a fleet at random for CHAOSTIME; CHAOSSEED=N repeats a run.
 	scripts/need.sh redis-server
 	CHAOSTIME='$(CHAOSTIME)' CHAOSSEED='$(CHAOSSEED)' go test -tags chaos -count=1 -timeout 0 -v -run TestChaos ./internal/fleet
 
+.PHONY: kills
+kills: ## Kill and stop replicas at every point of a refresh, 1,000 seeded runs.
+	scripts/need.sh redis-server
+	KILLRUNS='$(KILLRUNS)' KILLSEED='$(KILLSEED)' go -C internal/fleet test -tags kills -count=1 -timeout 0 -run TestKills
+
 .PHONY: check
 check: ## Run all that CI runs.
 	$(MAKE) lint
 	$(MAKE) generated-check
 	$(MAKE) vuln
 	$(MAKE) test
+	$(MAKE) conformance
 	$(MAKE) build
 
 .PHONY: lint
@@ -65,6 +80,8 @@ lint-go: $(TOOLS)
 	go vet ./...
 	go vet -tags faults ./internal/fleet ./internal/store
 	go vet -tags chaos ./internal/fleet
+	go vet -tags conformance ./conformance
+	go vet -tags kills ./internal/fleet
 	# Generated code is not ours to argue with.
 	bin/staticcheck $$(go list ./... | grep -v '/gen/')
 
@@ -110,7 +127,7 @@ download: ## Download all modules, so that the rest works without a network.
 
 .PHONY: clean
 clean: ## Delete what was built.
-	rm -rf bin third_party
+	rm -rf bin third_party conformance/server/node_modules
 
 $(TOOLS): tools/go.mod tools/go.sum
 	mkdir -p bin

@@ -44,6 +44,24 @@ type serverOptions struct {
 	tls        func() *tls.Config // nil: no TLS
 	reflection bool
 	store      *config.Store // nil: memory
+	admin      adminOptions
+}
+
+// adminOptions say who may do what on the admin address.
+type adminOptions struct {
+	local        bool                 // it is a loopback address
+	tls          func() *tls.Config   // nil: no TLS
+	certificates bool                 // tls asks for certificates of operators
+	bearer       func() broker.Secret // nil: no bearer token
+	url          string               // as browsers see it, if a proxy is in front
+}
+
+func (o adminOptions) access(s *service.Service) console.Access {
+	a := console.Access{Local: o.local, BearerToken: o.bearer}
+	if o.certificates {
+		a.Certificate, a.Allowed = service.CallerName, s.MayAdminister
+	}
+	return a
 }
 
 // newServer builds a replica without profiles; configure gives it some.
@@ -73,13 +91,22 @@ func newServer(o serverOptions) (*server, error) {
 		return nil, err
 	}
 	s.admin = &http.Server{
-		Handler:           console.Handler(console.Options{Ready: s.missing, Degraded: s.degraded, Gatherer: registry, Version: buildVersion()}),
+		Handler: console.Handler(console.Options{
+			Broker: s.broker, Ready: s.missing, Degraded: s.degraded, Gatherer: registry, Version: buildVersion(),
+			Access: o.admin.access(s.service), LastCall: s.service.LastCall, URL: o.admin.url, Logger: o.log,
+		}),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      30 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    32 << 10,
 		ErrorLog:          slog.NewLogLogger(o.log.Handler(), slog.LevelDebug),
+	}
+	if settings := o.admin.tls; settings != nil {
+		s.admin.TLSConfig = &tls.Config{
+			MinVersion:         tls.VersionTLS12, // the settings of each handshake decide
+			GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return settings(), nil },
+		}
 	}
 	return s, nil
 }
@@ -113,7 +140,11 @@ func (s *server) run(ctx context.Context, calls, admin net.Listener) error {
 		return nil
 	})
 	g.Go(func() error {
-		if err := s.admin.Serve(admin); !errors.Is(err, http.ErrServerClosed) {
+		serve := s.admin.Serve
+		if s.admin.TLSConfig != nil {
+			serve = func(ln net.Listener) error { return s.admin.ServeTLS(ln, "", "") }
+		}
+		if err := serve(admin); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serving the admin address: %w", err)
 		}
 		return nil

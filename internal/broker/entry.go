@@ -346,6 +346,9 @@ func (e *entry) adopt(s StoredToken, start time.Time) *Token {
 		e.failure = remembered{}
 	}
 	e.token.Store(t)
+	if e.flight == nil { // nobody else looks for its successor
+		e.schedule(time.Now(), 0)
+	}
 	return t
 }
 

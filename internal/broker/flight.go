@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 )
 
@@ -89,7 +90,7 @@ func (f *flight) fly(e *entry, floor Generation) {
 		case Usable:
 			if f.token = e.adopt(*a.Token, start); f.token != nil {
 				f.source = FromStore
-				if _, met := e.b.consents.known(e.family, start); !met && claim.Consent != NoConsent {
+				if claim.Consent != NoConsent {
 					e.b.background(e.meetConsent)
 				}
 				return
@@ -261,10 +262,18 @@ func (b *Broker) recovered(profile string, value any) {
 
 // hold keeps the lease alive until release is called, and returns a context
 // that ends before the lease can: each renewal counts from before it was sent.
-// start is when the lease was asked for.
-func (b *Broker) hold(ctx context.Context, p *profile, lease Lease, start time.Time) (context.Context, func()) {
+// start is when the lease was asked for. A process or a machine that stood still
+// finds that out a moment after it goes on; lasts tells at once whether the lease
+// can still be relied on.
+func (b *Broker) hold(ctx context.Context, p *profile, lease Lease, start time.Time) (held context.Context, lasts func() bool, release func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	reliable := lease.Length - leaseMargin(lease.Length)
+	var until atomic.Pointer[time.Time]
+	rely := func(start time.Time) {
+		end := start.Add(reliable)
+		until.Store(&end)
+	}
+	rely(start)
 	watchdog := time.AfterFunc(time.Until(start.Add(reliable)), func() { cancel(errLeaseLost) })
 	done := make(chan struct{})
 	go func() {
@@ -292,11 +301,13 @@ func (b *Broker) hold(ctx context.Context, p *profile, lease Lease, start time.T
 			case !ok:
 				cancel(errLeaseLost)
 			case watchdog.Stop():
+				rely(start)
 				watchdog.Reset(time.Until(start.Add(reliable)))
 			}
 		}
 	}()
-	return ctx, func() {
+	lasts = func() bool { return Until(time.Now(), *until.Load()) > 0 }
+	return ctx, lasts, func() {
 		watchdog.Stop()
 		cancel(nil)
 		<-done

@@ -169,7 +169,7 @@ func (p *pass) claim(start time.Time) (Acquisition, error) {
 	a, err := p.b.store.Acquire(p.ctx, c)
 	if err == nil && a.Verdict == Granted {
 		p.lease = Lease{Family: c.Family, Owner: c.Owner, Fence: a.Fence, Length: c.Length}
-		p.ctx, p.release = p.b.hold(p.ctx, p.profile, p.lease, start)
+		p.ctx, _, p.release = p.b.hold(p.ctx, p.profile, p.lease, start)
 	}
 	return a, err
 }

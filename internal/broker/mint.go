@@ -34,7 +34,7 @@ func (a *attempt) alone() bool { return a.lease.Owner == "" }
 func (f *flight) mint(ctx context.Context, e *entry, lease Lease, granted Acquisition, start time.Time) error {
 	a := &attempt{f: f, e: e, lease: lease, consent: granted.Consent}
 	return a.guarded(ctx, func() error {
-		held, release := e.b.hold(ctx, f.profile, lease, start)
+		held, lasts, release := e.b.hold(ctx, f.profile, lease, start)
 		defer release()
 		if a.consent != nil {
 			e.keep(granted.Token, start)
@@ -44,7 +44,7 @@ func (f *flight) mint(ctx context.Context, e *entry, lease Lease, granted Acquis
 		}
 		return a.enter(held, func(held context.Context) error {
 			if a.consent != nil {
-				return a.refresh(held, start)
+				return a.refresh(held, lasts)
 			}
 			return a.request(held)
 		})

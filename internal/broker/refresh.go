@@ -101,8 +101,8 @@ func (b *Broker) doubtLasts(family string, now time.Time) (left time.Duration) {
 	return left
 }
 
-// refresh spends the refresh token.
-func (a *attempt) refresh(ctx context.Context, start time.Time) error {
+// refresh spends the refresh token. lasts is the lease's.
+func (a *attempt) refresh(ctx context.Context, lasts func() bool) error {
 	if a.e.b.unsaved.has(a.e.family) { // since this flight began: its successor is here
 		a.giveBack(ctx)
 		return errAgain
@@ -111,7 +111,6 @@ func (a *attempt) refresh(ctx context.Context, start time.Time) error {
 	if err := a.intend(ctx); err != nil || a.f.err != nil {
 		return err
 	}
-	reliable := start.Add(a.lease.Length - leaseMargin(a.lease.Length))
 	grant, issueErr := a.issue(ctx, Request{
 		Scopes:       a.e.scopes,
 		RefreshToken: a.spent,
@@ -119,7 +118,7 @@ func (a *attempt) refresh(ctx context.Context, start time.Time) error {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
-			if a.slept(reliable) {
+			if !lasts() {
 				return errLeaseLost
 			}
 			return nil
@@ -137,14 +136,6 @@ func (a *attempt) refresh(ctx context.Context, start time.Time) error {
 		a.failed(ctx, issueErr)
 	}
 	return nil
-}
-
-// slept reports whether this machine stood still since the lease was last
-// renewed, which the watchdog's clock does not see.
-func (a *attempt) slept(reliable time.Time) bool {
-	now := time.Now()
-	behind := now.Round(0).Sub(reliable.Round(0)) - now.Sub(reliable)
-	return behind > a.lease.Length/2
 }
 
 // intend commits to the presentation.

@@ -208,7 +208,7 @@ func (r *renewal) run(ctx context.Context) (secretRecord, error) {
 	if err != nil {
 		return secretRecord{}, err
 	}
-	held, release := r.b.hold(ctx, &profile{Profile: r.profile}, lease, start)
+	held, _, release := r.b.hold(ctx, &profile{Profile: r.profile}, lease, start)
 	defer func() {
 		release()
 		_ = detached(ctx, func(ctx context.Context) error { // it ends by itself

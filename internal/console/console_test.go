@@ -2,6 +2,7 @@ package console_test
 
 import (
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -36,7 +37,8 @@ func TestAdminPages(t *testing.T) {
 
 	var missing, degraded []string
 	web := httptest.NewServer(console.Handler(console.Options{
-		Ready: func() []string { return missing }, Degraded: func() []string { return degraded }, Gatherer: registry, Version: "v0",
+		Broker: b, Ready: func() []string { return missing }, Degraded: func() []string { return degraded }, Gatherer: registry, Version: "v0",
+		Access: console.Access{Local: true}, Logger: slog.New(slog.DiscardHandler),
 	}))
 	defer web.Close()
 	get := func(path string) (int, string) {
@@ -55,7 +57,7 @@ func TestAdminPages(t *testing.T) {
 		}
 		return r.StatusCode, string(body)
 	}
-	for path, want := range map[string]string{"/healthz": "ok", "/readyz": "ready", "/": "token broker v0"} {
+	for path, want := range map[string]string{"/healthz": "ok", "/readyz": "ready", "/": "Token Broker v0"} {
 		if code, body := get(path); code != http.StatusOK || !strings.Contains(body, want) {
 			t.Errorf("%s: %d %s", path, code, body)
 		}

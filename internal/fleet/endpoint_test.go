@@ -2,7 +2,6 @@ package fleet_test
 
 import (
 	"bytes"
-	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -28,8 +27,9 @@ type endpoint struct {
 
 	mu       sync.Mutex // guards all below
 	requests []request
-	asked    func(*request)    // called when a token request has come
-	tokens   map[string]issued // by id
+	asked    func(*request)        // called when a token request has come
+	watch    func(*request, stage) // called as one is answered
+	tokens   map[string]issued     // by id
 	secrets  []string
 }
 
@@ -40,11 +40,23 @@ type request struct {
 	client   string
 	refresh  string // id of the refresh token that was presented
 	arrived  time.Time
+	decided  time.Time // when all but the answer was done
 	answered time.Time // zero as long as it was not
 	status   int       // zero without an answer
 	code     string    // OAuth error code
 	tokenID  string
+	next     string // id of the refresh token that came with it
 }
+
+// stage is how far the answer to a request has come.
+type stage string
+
+const (
+	arrived  stage = "arrived"
+	decided  stage = "decided" // and no byte of the answer has left
+	halfway  stage = "halfway" // half of the body has
+	complete stage = "complete"
+)
 
 // issued is an access token that the endpoint gave away.
 type issued struct {
@@ -54,8 +66,9 @@ type issued struct {
 // Callers that a fleet's endpoint knows.
 const (
 	invoices     = "invoices" // client credentials
-	operator     = "operator" // password, with a refresh token that rotates
+	operator     = "operator" // password or a person's sign-in, with a refresh token that rotates
 	operatorName = "operator@example.com"
+	redirectURL  = "http://127.0.0.1:9999/oauth/callback" // nobody listens there
 
 	invoicesSecret   = "canary-invoices-secret-5e1d"
 	operatorSecret   = "canary-operator-secret-77aa"
@@ -69,7 +82,10 @@ func world(accessLife time.Duration, change func(*sandbox.Options)) sandbox.Opti
 		Users:               []sandbox.User{{Name: operatorName, Password: operatorPassword}},
 		Clients: []sandbox.Client{
 			{ID: invoices, GrantTypes: []string{"client_credentials"}, Secrets: []sandbox.Secret{{Value: invoicesSecret}}},
-			{ID: operator, GrantTypes: []string{"password"}, AllowOfflineAccess: true, Secrets: []sandbox.Secret{{Value: operatorSecret}}},
+			{
+				ID: operator, GrantTypes: []string{"password", "authorization_code"}, RedirectURIs: []string{redirectURL},
+				AllowOfflineAccess: true, Secrets: []sandbox.Secret{{Value: operatorSecret}},
+			},
 		},
 	}
 	if change != nil {
@@ -113,9 +129,11 @@ func (e *endpoint) witness(replica int) http.Handler {
 			refresh: idOf(form.Get("refresh_token")),
 		})
 		r.Body = readCloser{&body}
-		answer := &tee{ResponseWriter: w}
+		e.reached(at, arrived)
+		answer := &tee{ResponseWriter: w, reached: func(s stage) { e.reached(at, s) }, halve: e.watched()}
 		defer func() { e.answered(at, answer) }()
 		e.Server.ServeHTTP(answer, r)
+		e.reached(at, complete)
 	})
 }
 
@@ -128,6 +146,18 @@ func (e *endpoint) arrive(r request) int {
 		asked(&r)
 	}
 	return at
+}
+
+func (e *endpoint) reached(at int, s stage) {
+	e.mu.Lock()
+	if s == decided {
+		e.requests[at].decided = time.Now()
+	}
+	r, watch := e.requests[at], e.watch
+	e.mu.Unlock()
+	if watch != nil {
+		watch(&r, s)
+	}
 }
 
 func (e *endpoint) answered(at int, answer *tee) {
@@ -150,6 +180,7 @@ func (e *endpoint) answered(at int, answer *tee) {
 		e.secrets = append(e.secrets, said.AccessToken)
 	}
 	if said.RefreshToken != "" {
+		r.next = idOf(said.RefreshToken)
 		e.secrets = append(e.secrets, said.RefreshToken)
 	}
 }
@@ -160,6 +191,20 @@ func (e *endpoint) onRequest(f func(*request)) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.asked = f
+}
+
+// onStage calls f at each stage of each token request, in the place of any f
+// before. f may block.
+func (e *endpoint) onStage(f func(*request, stage)) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.watch = f
+}
+
+func (e *endpoint) watched() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.watch != nil
 }
 
 // seen returns the token requests so far, in the order in which they arrived.
@@ -227,22 +272,41 @@ type readCloser struct{ *bytes.Buffer }
 
 func (readCloser) Close() error { return nil }
 
-// tee keeps what is answered.
+// tee keeps what is answered, and tells how far that is.
 type tee struct {
 	http.ResponseWriter
-	status int
-	body   bytes.Buffer
+	reached func(stage)
+	halve   bool // what is written leaves in two halves
+	status  int
+	body    bytes.Buffer
 }
 
 func (t *tee) WriteHeader(status int) {
-	t.status = cmp.Or(t.status, status)
+	if t.status == 0 {
+		t.status = status
+		t.reached(decided)
+	}
 	t.ResponseWriter.WriteHeader(status)
 }
 
 func (t *tee) Write(p []byte) (int, error) {
-	t.status = cmp.Or(t.status, http.StatusOK)
+	if t.status == 0 {
+		t.WriteHeader(http.StatusOK)
+	}
 	t.body.Write(p)
-	return t.ResponseWriter.Write(p)
+	if !t.halve {
+		return t.ResponseWriter.Write(p)
+	}
+	n, err := t.ResponseWriter.Write(p[:len(p)/2])
+	if err == nil {
+		err = http.NewResponseController(t.ResponseWriter).Flush()
+	}
+	if err != nil {
+		return n, err
+	}
+	t.reached(halfway)
+	rest, err := t.ResponseWriter.Write(p[n:])
+	return n + rest, err
 }
 
 func (t *tee) Unwrap() http.ResponseWriter { return t.ResponseWriter }

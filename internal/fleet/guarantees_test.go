@@ -3,7 +3,6 @@
 package fleet_test
 
 import (
-	"slices"
 	"testing"
 	"time"
 
@@ -92,10 +91,4 @@ func (f *harness) hearOfARevocation() time.Duration {
 		f.t.Fatalf("revoking: %v", err)
 	}
 	return took
-}
-
-func quantile[T int | time.Duration](of []T, q float64) T {
-	sorted := slices.Clone(of)
-	slices.Sort(sorted)
-	return sorted[int(q*float64(len(sorted)-1))]
 }

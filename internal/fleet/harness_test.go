@@ -72,6 +72,8 @@ type options struct {
 	// profile is more lines for both profiles, operator for that one; each with
 	// its indentation of 4.
 	profile, operator []string
+	// person signs in for the operator, instead of the replicas with a password.
+	person bool
 	// tokenLife is an hour when zero.
 	tokenLife time.Duration
 	// world changes what the endpoint knows.
@@ -213,6 +215,10 @@ func (r *replica) config() string {
 	if o.sentinel != nil {
 		store += "\n    master_name: " + testredis.MasterName
 	}
+	grant := fmt.Sprintf("password: {username: {value: %s}, password: {file: password}}", operatorName)
+	if o.person {
+		grant = fmt.Sprintf("authorization_code: {redirect_url: %q}", redirectURL)
+	}
 	more, moreOfOperator := strings.Join(o.profile, "\n"), strings.Join(slices.Concat(o.profile, o.operator), "\n")
 	return fmt.Sprintf(`server: {address: %q}
 admin: {address: %q}
@@ -238,9 +244,9 @@ profiles:
       allow_insecure_http: true
       client_id: operator
       client_secret: {file: operator}
-      password: {username: {value: %s}, password: {file: password}}
+      %s
 %s
-`, r.address, r.admin, o.logLevel, store, more, operatorName, moreOfOperator)
+`, r.address, r.admin, o.logLevel, store, more, grant, moreOfOperator)
 }
 
 func (r *replica) storeAddresses() []string {

@@ -83,6 +83,16 @@ func identify(leaf *x509.Certificate) *caller {
 	return nil
 }
 
+// CallerName is the name by which the policy knows the holder of a verified
+// certificate; empty if it names nobody.
+func CallerName(leaf *x509.Certificate) string {
+	c := identify(leaf)
+	if c == nil {
+		return ""
+	}
+	return c.name
+}
+
 // newCredentials returns how the server meets its callers.
 func newCredentials(settings func() *tls.Config) credentials.TransportCredentials {
 	if settings == nil {

@@ -132,6 +132,12 @@ func New(o Options) (*Service, error) {
 // SetPolicy replaces the policy; calls under way keep the one they began with.
 func (s *Service) SetPolicy(p *Policy) { s.policy.Store(p) }
 
+// MayAdminister reports whether the policy lets the holder of a certificate, by
+// its CallerName, administer the profile.
+func (s *Service) MayAdminister(name, profile string) bool {
+	return s.policy.Load().allowed(&caller{name: name}, profile).has(pb.Operation_OPERATION_ADMIN)
+}
+
 // Drain tells health checks that this replica is leaving.
 func (s *Service) Drain() { s.health.Shutdown() }
 
