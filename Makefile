@@ -1,6 +1,6 @@
 # The workshop. "make" lists what there is; "make check" is all that CI runs.
-# It needs Go, git and make; the tests a C compiler, for the race detector, and redis-server (they install both where
-# they can).
+# It needs Go, git and make; the tests a C compiler, for the race detector, redis-server, Chromium, and Node.js with npm for
+# the third-party server (they install these where they can).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -34,11 +34,17 @@ build: ## Build bin/broker.
 
 .PHONY: test
 test: ## Run all tests under the race detector; PKG=./internal/... for some.
-	scripts/need.sh cc redis-server
+	scripts/need.sh cc redis-server chromium
 	@packages=$$(go list $(PKG) | grep -v '/internal/fleet$$' || true); \
 	if [ -n "$$packages" ]; then (set -x; CGO_ENABLED=1 go test -race -timeout 10m $$packages); fi
 	# The fleet has bounds in time: it has the machine to itself.
 	@if go list $(PKG) | grep -q '/internal/fleet$$'; then (set -x; CGO_ENABLED=1 go test -race -timeout 10m ./internal/fleet); fi
+
+.PHONY: conformance
+conformance: ## Run the broker against a third-party authorization server.
+	scripts/need.sh redis-server node npm
+	cd conformance/server && npm ci --silent
+	go test -tags conformance -count=1 -timeout 5m ./conformance
 
 .PHONY: faults
 faults: ## Run the whole fault matrix on a fleet of replicas; it takes a quarter of an hour.
@@ -61,6 +67,7 @@ check: ## Run all that CI runs.
 	$(MAKE) generated-check
 	$(MAKE) vuln
 	$(MAKE) test
+	$(MAKE) conformance
 	$(MAKE) build
 
 .PHONY: lint
@@ -74,6 +81,7 @@ lint-go: $(TOOLS)
 	go vet -tags faults ./internal/fleet ./internal/store
 	go vet -tags chaos ./internal/fleet
 	go vet -tags kills ./internal/fleet
+	go vet -tags conformance ./conformance
 	# Generated code is not ours to argue with.
 	bin/staticcheck $$(go list ./... | grep -v '/gen/')
 
@@ -119,7 +127,7 @@ download: ## Download all modules, so that the rest works without a network.
 
 .PHONY: clean
 clean: ## Delete what was built.
-	rm -rf bin third_party
+	rm -rf bin third_party conformance/server/node_modules
 
 $(TOOLS): tools/go.mod tools/go.sum
 	mkdir -p bin

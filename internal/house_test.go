@@ -44,6 +44,7 @@ func TestWhoMayKnowWhom(t *testing.T) {
 	ours := map[string][]string{
 		"internal":                  {},
 		"cmd/broker":                nil, // everything
+		"conformance":               {},
 		"internal/broker":           {},
 		"internal/oauth":            {"internal/broker"},
 		"internal/store":            {"internal/broker"},
@@ -94,6 +95,7 @@ func TestWhoMayKnowWhichLibrary(t *testing.T) {
 		"github.com/spf13/cobra":     {"cmd/broker"},
 		"google.golang.org/protobuf": {"internal/service", "internal/fleet", "internal/config", "cmd/broker", "gen/tokenbroker/v1", "gen/tokenbroker/config/v1"},
 		"github.com/prometheus":      {"internal/console", "internal/service", "cmd/broker"},
+		"github.com/chromedp":        {}, // tests only
 		"crypto/tls":                 {"internal/testca", "internal/testredis", "internal/oauth", "internal/store", "internal/config", "internal/service", "cmd/broker"},
 	} {
 		for _, p := range packages(t) {

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"io"
 	"log/slog"
 	"net/http"
@@ -15,16 +17,18 @@ import (
 
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/service"
+	"github.com/tokenbroker/tokenbroker/internal/testca"
 	"github.com/tokenbroker/tokenbroker/internal/vantage"
 	"github.com/tokenbroker/tokenbroker/internal/vantage/sandbox"
 )
 
 // consoleStage is a broker, and a stand-in Vantage that people can sign in at.
 type consoleStage struct {
-	t    *testing.T
-	url  string // of the console
-	log  *lockedBuffer
-	here *stage
+	t       *testing.T
+	url     string // of the console
+	address string // of the gRPC services
+	log     *lockedBuffer
+	here    *stage
 }
 
 func newConsoleStage(t *testing.T, change func(*serverOptions)) *consoleStage {
@@ -42,7 +46,7 @@ func newConsoleStage(t *testing.T, change func(*serverOptions)) *consoleStage {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.url = "http://" + listeners[1].Addr().String()
+	s.address, s.url = listeners[0].Addr().String(), "http://"+listeners[1].Addr().String()
 	server.configure(s.profiles(), &service.Policy{})
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -68,10 +72,11 @@ func (s *consoleStage) profiles() []*broker.Profile {
 	for _, c := range []vantage.Config{
 		{Name: "archive", ClientID: "admin", ClientSecrets: []broker.Secret{broker.NewSecret("of last year")}},
 		{Name: "contracts", ClientID: "review", GrantType: broker.AuthorizationCode},
+		{Name: "forecasts", ClientID: "forecasts", BaseURL: "http://127.0.0.1:1", ClientSecrets: []broker.Secret{broker.NewSecret("of nobody")}},
 		{Name: "invoices", ClientID: "invoices"},
 		{Name: "review", ClientID: "review", GrantType: broker.AuthorizationCode},
 	} {
-		c.BaseURL, c.FingerprintKey, c.Scopes = s.here.url, key, scopes
+		c.BaseURL, c.FingerprintKey, c.Scopes = cmp.Or(c.BaseURL, s.here.url), key, scopes
 		if c.ClientSecrets == nil {
 			c.ClientSecrets = []broker.Secret{broker.NewSecret(s.here.vantage.ClientSecret(c.ClientID))}
 		}
@@ -206,12 +211,18 @@ func TestConsoleInBrowser(t *testing.T) {
 	b.click(`form[action="/profiles/archive/refresh"] button`)
 	b.at("Not done: refresh")
 	b.says("main", "invalid_client")
-	b.open(s.url + "/profiles/invoices")
-	b.at("invoices")
-	b.click(`form[action="/profiles/invoices/refresh"] button`)
-	b.says("[role=status]", "There is a new token.")
+	// An unreachable server, and a caller.
+	b.open(s.url + "/profiles/forecasts")
+	b.at("forecasts")
+	b.click(`form[action="/profiles/forecasts/refresh"] button`)
+	b.at("Not done: refresh")
+	if got := command(t, "token", "invoices", "--address", s.address); got.status != 0 {
+		t.Fatalf("token: %+v", got)
+	}
 	b.open(s.url)
 	b.at("Profiles")
+	b.says("[data-state=forecasts]", "Backing off until")
+	b.says("tr", "anonymous")
 	b.says("[data-state=archive]", "Credentials rejected")
 	b.says("[data-state=invoices]", "OK")
 	s.screenshot(b)
@@ -305,4 +316,83 @@ func (s *consoleStage) screenshot(b *browser) {
 		s.t.Fatal(err)
 	}
 	s.t.Logf("docs/console.png: %d bytes", len(png))
+}
+
+// TestConsoleOverTLS knocks at the real listener, as it is configured in a file:
+// with certificates, a bearer token, and what changes under a running server.
+func TestConsoleOverTLS(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	authority := testca.New(t)
+	s.tlsFiles(authority)
+	s.write("token", "the-first-bearer-token")
+	config := func(allow string) {
+		s.write("config.yaml", strings.Replace(read(t, s.config(`policy:`, `  - {callers: ["dns:worker.example.com"], profiles: [invoices], allow: [`+allow+`]}`)),
+			`admin: {address: "127.0.0.1:0"}`, `admin: {address: "127.0.0.1:0", bearer_token: {file: token}, tls: {certificate: server.pem, private_key: server.key, client_ca: ca.pem}}`, 1))
+	}
+	config("admin")
+	p := start(t, s.path("config.yaml"))
+	// get is the status of a page for somebody with these certificates and token.
+	get := func(path, token string, certificates ...tls.Certificate) (int, string) {
+		client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+			TLSClientConfig: &tls.Config{RootCAs: authority.Pool(), Certificates: certificates}, DisableKeepAlives: true,
+		}}
+		r, err := http.NewRequest(http.MethodGet, "https://"+p.admin+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if token != "" {
+			r.Header.Set("Authorization", "Bearer "+token)
+		}
+		a, err := client.Do(r)
+		if err != nil {
+			return 0, err.Error()
+		}
+		defer a.Body.Close()
+		body, err := io.ReadAll(a.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a.StatusCode, string(body)
+	}
+	worker, err := tls.LoadX509KeyPair(s.path("client.pem"), s.path("client.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := tls.LoadX509KeyPair(s.path("server.pem"), s.path("server.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const page = `href="/profiles/invoices"`
+	for what, c := range map[string]struct {
+		path, token  string
+		certificates []tls.Certificate
+		status       int
+		page         bool
+	}{
+		"machines need nothing":        {"/healthz", "", nil, 200, false},
+		"nor does the callback":        {"/oauth/callback", "", nil, 400, false},
+		"nobody":                       {"/", "", nil, 401, false},
+		"a certificate":                {"/", "", []tls.Certificate{worker}, 200, true},
+		"the token":                    {"/", "the-first-bearer-token", nil, 200, true},
+		"another token":                {"/", "the-second-bearer-token", nil, 401, false},
+		"a certificate without a name": {"/", "", []tls.Certificate{server}, 403, false},
+		"a certificate that the policy knows not": {"/", "", []tls.Certificate{authority.Leaf(testca.Named("other.example.com"))}, 200, false},
+		"a certificate of another authority":      {"/", "", []tls.Certificate{testca.New(t).Leaf(testca.Named("worker.example.com"))}, 0, false},
+	} {
+		if status, body := get(c.path, c.token, c.certificates...); status != c.status || strings.Contains(body, page) != c.page {
+			t.Errorf("%s: %d, want %d: %s", what, status, c.status, body)
+		}
+	}
+
+	s.write("token", "the-second-bearer-token")
+	p.await("the new token is in force", func() bool { status, _ := get("/", "the-second-bearer-token"); return status == http.StatusOK })
+	if status, _ := get("/", "the-first-bearer-token"); status != http.StatusUnauthorized {
+		t.Errorf("the old token: %d", status)
+	}
+	config("issue")
+	p.await("the new policy is in force", func() bool { _, body := get("/", "", worker); return !strings.Contains(body, page) })
+	if strings.Contains(p.log.String(), "bearer-token") {
+		t.Error("the log has the token")
+	}
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/config"
 	"github.com/tokenbroker/tokenbroker/internal/service"
 	"github.com/tokenbroker/tokenbroker/internal/store"
@@ -63,10 +64,20 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 	level.Set(c.Log.Level)
 	log := newLogger(stderr, c.Log.Format, &level)
 
-	var settings atomic.Pointer[tls.Config]
-	o := serverOptions{log: log, reflection: c.Server.Reflection, store: c.Store, admin: adminOptions{local: isLocal(c.Admin.Address)}}
+	var settings, adminSettings atomic.Pointer[tls.Config]
+	var bearer atomic.Pointer[broker.Secret]
+	o := serverOptions{
+		log: log, reflection: c.Server.Reflection, store: c.Store,
+		admin: adminOptions{local: isLocal(c.Admin.Address), certificates: knowsOperators(c.Admin), url: c.Admin.URL},
+	}
 	if c.Server.TLS != nil {
 		o.tls = settings.Load
+	}
+	if c.Admin.TLS != nil {
+		o.admin.tls = adminSettings.Load
+	}
+	if !c.Admin.BearerToken.IsEmpty() {
+		o.admin.bearer = func() broker.Secret { return *bearer.Load() }
 	}
 	s, err := newServer(o)
 	if err != nil {
@@ -79,6 +90,8 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 		}
 		level.Set(c.Log.Level)
 		settings.Store(c.Server.TLS)
+		adminSettings.Store(c.Admin.TLS)
+		bearer.Store(&c.Admin.BearerToken)
 		if c.Store != nil {
 			s.redis.Use(c.Store.Access)
 		}
@@ -185,6 +198,10 @@ func (r *reloader) fits(next *config.Config) error {
 		{"server.tls", (was.Server.TLS == nil) != (is.Server.TLS == nil)},
 		{"server.reflection", was.Server.Reflection != is.Server.Reflection},
 		{"admin.address", was.Admin.Address != is.Admin.Address},
+		{"admin.tls", (was.Admin.TLS == nil) != (is.Admin.TLS == nil)},
+		{"admin.tls.client_ca", knowsOperators(was.Admin) != knowsOperators(is.Admin)},
+		{"admin.bearer_token", was.Admin.BearerToken.IsEmpty() != is.Admin.BearerToken.IsEmpty()},
+		{"admin.url", was.Admin.URL != is.Admin.URL},
 		{"store", (was.Store == nil) != (is.Store == nil)},
 		{"store.redis.addresses", !slices.Equal(wasRedis.Addresses, isRedis.Addresses)},
 		{"store.redis.master_name", wasRedis.MasterName != isRedis.MasterName},
@@ -199,6 +216,9 @@ func (r *reloader) fits(next *config.Config) error {
 	}
 	return nil
 }
+
+// knowsOperators reports whether operators can prove themselves by certificate.
+func knowsOperators(a config.Admin) bool { return a.TLS != nil && a.TLS.ClientCAs != nil }
 
 // redisOf is how the store is reached; the zero value without one.
 func redisOf(c *config.Config) store.RedisOptions {

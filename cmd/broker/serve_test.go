@@ -342,10 +342,14 @@ func TestDevShowsTheMainJob(t *testing.T) {
 		t.Fatalf("%+v", got)
 	}
 	for _, want := range []string{
-		`invoices +client_credentials +[0-9a-f]{16} +in 720h0m0s +endpoint +\S+ +yes`,
-		`invoices +client_credentials +[0-9a-f]{16} +in 720h0m0s +memory +\S+ +yes`,
-		`tenant-admin +client_credentials +[0-9a-f]{16} +in 24h0m0s +memory +\S+ +yes`,
-		`counted 2 token requests for 4 tokens`,
+		`invoices +vantage +client_credentials +[0-9a-f]{16} +in 720h0m0s +endpoint +\S+ +yes`,
+		`invoices +vantage +client_credentials +[0-9a-f]{16} +in 720h0m0s +memory +\S+ +yes`,
+		`tenant-admin +vantage +client_credentials +[0-9a-f]{16} +in 24h0m0s +memory +\S+ +yes`,
+		`operator +vantage +password +[0-9a-f]{16} +in 720h0m0s +endpoint +\S+ +yes`,
+		`review +vantage +authorization_code +[0-9a-f]{16} +in 24h0m0s +memory +\S+ +yes`,
+		`payments +secureauth +client_credentials +[0-9a-f]{16} +in 720h0m0s +endpoint +\S+ +yes`,
+		`anything-else +oauth2 +client_credentials +[0-9a-f]{16} +in 720h0m0s +endpoint +\S+ +yes`,
+		`counted 6 token requests for 12 tokens`,
 	} {
 		if !regexp.MustCompile(want).MatchString(got.stdout) {
 			t.Errorf("no %s in\n%s", want, got.stdout)
@@ -353,6 +357,24 @@ func TestDevShowsTheMainJob(t *testing.T) {
 	}
 	if got := command(t, "dev", "--address", "0.0.0.0:7443"); got.status != 2 || !strings.Contains(got.stderr, "this machine only") {
 		t.Errorf("on a public address: %+v", got)
+	}
+}
+
+// What dev shows is a config to begin one's own from.
+func TestConfigThatDevShows(t *testing.T) {
+	t.Parallel()
+	got := command(t, "dev", "--show-config")
+	path := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.WriteFile(path, []byte(got.stdout), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(binary, "check", "--config", path)
+	cmd.Env = os.Environ()
+	for _, name := range []string{"INVOICES_SECRET", "ADMIN_SECRET", "OPERATOR_SECRET", "OPERATOR_NAME", "OPERATOR_PASSWORD", "REVIEW_SECRET"} {
+		cmd.Env = append(cmd.Env, name+"=s3cret")
+	}
+	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "is valid: 6 profiles") {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
 

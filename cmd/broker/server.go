@@ -93,7 +93,7 @@ func newServer(o serverOptions) (*server, error) {
 	s.admin = &http.Server{
 		Handler: console.Handler(console.Options{
 			Broker: s.broker, Ready: s.missing, Degraded: s.degraded, Gatherer: registry, Version: buildVersion(),
-			Access: o.admin.access(s.service), URL: o.admin.url, Logger: o.log,
+			Access: o.admin.access(s.service), LastCall: s.service.LastCall, URL: o.admin.url, Logger: o.log,
 		}),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,

@@ -63,7 +63,7 @@ func (d *door) AuthorizationURL(_ context.Context, r broker.AuthorizationRequest
 
 func (d *door) CheckIssuer(_ context.Context, iss string) error {
 	if iss != "" && iss != itsIssuer {
-		return &broker.IssueError{Kind: broker.RequestRejected, Text: "the answer is from " + iss}
+		return &broker.IssueError{Kind: broker.Malformed, Text: "the answer is from " + iss}
 	}
 	return nil
 }

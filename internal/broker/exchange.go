@@ -127,13 +127,13 @@ func (b *Broker) complete(ctx context.Context, p *profile, s started, c Callback
 // wrongIssuer ends a sign-in that was answered by another server than the one
 // that the browser was sent to: its code is that server's business.
 func (b *Broker) wrongIssuer(p *profile, err *IssueError) *Error {
-	if !err.Kind.refuses() {
+	if err.Kind != Malformed && !err.Kind.refuses() { // its own metadata cannot be had
 		return startAgain(signInFailed(p.Profile, failureOf(p.Profile, err), err.RetryAfter))
 	}
 	b.log.Warn("sign-in not completed: another issuer has answered", "profile", p.Name, "error", err.Text)
 	return &Error{
 		Reason: ReasonInvalidRequest, Field: "iss",
-		Text: fmt.Sprintf("signing in for profile %s: %s; the code was not sent anywhere; start again, and if it happens again, find out who redirects the browser", p.Name, err.Text),
+		Text: fmt.Sprintf("signing in for profile %s: %s", p.Name, err.Text),
 	}
 }
 

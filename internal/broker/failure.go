@@ -38,7 +38,9 @@ func failureError(p *Profile, f Failure, rest time.Duration) *Error {
 		e.Reason = ReasonEndpointThrottled
 		advice = "the endpoint is left alone; next attempt " + restText(rest)
 	case Dead:
-		return authorizationNeeded(p, f.Text)
+		e := authorizationNeeded(p, f.Text)
+		e.Code = f.Code
+		return e
 	case Rejection:
 		e.Reason, e.RetryAfter, e.credential = ReasonCredentialsRejected, 0, f.Credential
 		advice = rejectedAdvice(p, f, rest)
@@ -53,7 +55,7 @@ func rejectedAdvice(p *Profile, f Failure, rest time.Duration) string {
 	switch {
 	case rest == Forever:
 		return fmt.Sprintf("not tried again, because wrong passwords lock accounts: correct the user name or password of profile %s, or unlock the account and run 'broker reset %s'", p.Name, p.Name)
-	case f.Code == "invalid_client" || f.Code == "invalid_grant":
+	case f.Code == "invalid_client" || f.Code == "invalid_grant" || f.Code == "": // a client can be refused without a code, a request cannot
 		return fmt.Sprintf("not tried again for now, because wrong secrets lock clients (next attempt %s): correct client_id and client_secret of profile %s, or run 'broker reset %s' once the client is allowed again", restText(rest), p.Name, p.Name)
 	}
 	return fmt.Sprintf("correct the scopes or the grant of profile %s, or have the client allowed to use them and run 'broker reset %s' (next attempt %s)", p.Name, p.Name, restText(rest))

@@ -49,6 +49,21 @@ func TestWrongSecretIsTriedOnce(t *testing.T) {
 	})
 }
 
+// Some servers refuse a client by the status 401 alone.
+func TestClientRefusedWithoutACode(t *testing.T) {
+	in(t, func(t *testing.T) {
+		e := &endpoint{answer: fails(broker.ClientRejected, "", 0)}
+		f := start(t, 1, profile(e))
+		for range 3 {
+			_, _, err := f.replicas[0].Issue(t.Context(), "invoices", nil, broker.Demand{})
+			if be := (*broker.Error)(nil); !errors.As(err, &be) || be.Reason != broker.ReasonCredentialsRejected || !strings.Contains(be.Text, "correct client_id and client_secret") {
+				t.Errorf("got %v", err)
+			}
+		}
+		wantCalls(t, e, 1)
+	})
+}
+
 func TestWrongSecretOneProfileOneRequest(t *testing.T) {
 	in(t, func(t *testing.T) {
 		e := &endpoint{takes: time.Second, answer: fails(broker.ClientRejected, "invalid_client", 0)}

@@ -90,7 +90,7 @@ func (f *flight) fly(e *entry, floor Generation) {
 		case Usable:
 			if f.token = e.adopt(*a.Token, start); f.token != nil {
 				f.source = FromStore
-				if _, met := e.b.consents.known(e.family, start); !met && claim.Consent != NoConsent {
+				if claim.Consent != NoConsent {
 					e.b.background(e.meetConsent)
 				}
 				return

@@ -86,8 +86,9 @@ type CodeExchange struct {
 type Account struct {
 	// Subject is the account's id at its issuer; empty if nobody knows.
 	Subject string `json:"subject,omitempty"`
-	// Name is what people call it: an e-mail address, a user name. It is the
-	// server's text, of 256 characters at most.
+	// Name is what people call it: an e-mail address, a user name, the server's
+	// id where it tells no other. It is the server's text, of 256 characters at
+	// most.
 	Name string `json:"name,omitempty"`
 }
 

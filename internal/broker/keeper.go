@@ -278,15 +278,19 @@ func (f *flight) awaitSecrets(ctx context.Context, e *entry) {
 	if k == nil || f.profile.informed {
 		return
 	}
-	for began := time.Now(); !k.isKnown() && ctx.Err() == nil; f.pause(ctx, storeRetry) {
+	for began := time.Now(); !k.isKnown() && ctx.Err() == nil; {
 		err := k.read(ctx)
 		if ctx.Err() == nil {
 			e.b.reach.observe(err)
 		}
-		if err != nil && (errors.Is(err, ErrUnreadable) || time.Since(began) >= e.b.lease || e.b.reach.lost(e.b.lease)) {
+		if err == nil {
+			break
+		}
+		if errors.Is(err, ErrUnreadable) || time.Since(began) >= e.b.lease || e.b.reach.lost(e.b.lease) {
 			e.b.log.Warn("the client secrets in the store are not known: that of the configuration is used", "profile", f.profile.Name, "error", err)
 			break
 		}
+		f.pause(ctx, storeRetry)
 	}
 	if f.profile.replaced.Load() {
 		e.mu.Lock()

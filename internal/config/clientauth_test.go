@@ -2,6 +2,8 @@ package config_test
 
 import (
 	"context"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -10,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 )
@@ -137,6 +140,19 @@ func TestKeyMistakes(t *testing.T) {
 		}
 		equal(t, problems(t, text), all)
 	}
+}
+
+// The end of one client's certificate keeps no other profile from being loaded.
+func TestEndedClientCertificatesAreWarnedOf(t *testing.T) {
+	directory := t.TempDir()
+	end := time.Now().Add(-time.Hour)
+	leaf, key := newAuthority(t).sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "client"}, NotAfter: end})
+	write(t, filepath.Join(directory, "tls.crt"), certificatePEM(leaf))
+	write(t, filepath.Join(directory, "tls.key"), keyPEM(t, key))
+	c := mustParse(t, minimal+fmt.Sprintf("  - {name: q, oauth2: {issuer: 'https://id.example.com', client_id: c, client_auth: tls_client_auth, certificate: %[1]s/tls.crt, "+
+		"private_key: {file: %[1]s/tls.key}, client_credentials: {}}}\n", directory))
+	equal(t, warnings(t, c), []string{
+		"8:115: profiles[1].oauth2.certificate: " + directory + "/tls.crt has a certificate that ended at " + end.UTC().Format(time.RFC3339) + ": renew it"})
 }
 
 // A certificate that is replaced is another one for the profile, and is noticed.

@@ -32,9 +32,9 @@ const (
 	passwordProfile = "profiles: [{name: p, scopes: [openid, offline_access], rotation: {}, vantage: {region: eu, client_id: c, client_secret: {env: SECRET}, " +
 		"password: {username: {env: SECRET}, password: {env: SECRET}}}}]\n"
 
-	// A profile whose secret is renewed, in a file so that no store is needed.
+	// A profile whose secret is renewed.
 	renewedProfile = "profiles: [{name: p, secret_rotation: {before_expiry: 30d}, " +
-		"vantage: {region: eu, tenant_id: t, client_id: c, client_secret: {file: $DIR/secret}, client_credentials: {}}}]\n"
+		"vantage: {region: eu, tenant_id: t, client_id: c, client_secret: {env: SECRET}, client_credentials: {}}}]\n"
 
 	// A profile that a person signs in to.
 	codeProfile = "profiles: [{name: p, rotation: {}, vantage: {region: eu, client_id: c, client_secret: {env: SECRET}, " +
@@ -121,9 +121,9 @@ var used = map[string]probe{
 	"profiles.rotation.grace":                          {passwordProfile, "rotation: {}", "rotation: {grace: 30s}"},
 	"profiles.rotation.lifetime":                       {codeProfile, "rotation: {}", "rotation: {lifetime: 60d}"},
 	"profiles.allow_password_grant":                    {passwordProfile, "name: p", "name: p, allow_password_grant: true"},
-	"profiles.secret_rotation.before_expiry":           {renewedProfile, "before_expiry: 30d", "before_expiry: 20d"},
-	"profiles.secret_rotation.lifetime":                {renewedProfile, "before_expiry: 30d", "before_expiry: 30d, lifetime: 90d"},
-	"profiles.secret_rotation.admin_profile":           {renewedProfile, "before_expiry: 30d", "before_expiry: 30d, admin_profile: p"},
+	"profiles.secret_rotation.before_expiry":           {renewedProfile + storePart, "before_expiry: 30d", "before_expiry: 20d"},
+	"profiles.secret_rotation.lifetime":                {renewedProfile + storePart, "before_expiry: 30d", "before_expiry: 30d, lifetime: 90d"},
+	"profiles.secret_rotation.admin_profile":           {renewedProfile + storePart, "before_expiry: 30d", "before_expiry: 30d, admin_profile: p"},
 	"profiles.vantage.product_id":                      {codeProfile, "region: eu", "region: eu, product_id: x"},
 	"profiles.vantage.authorization_code.redirect_url": {codeProfile, "/oauth/callback", "/oauth/callback/vantage"},
 	"policy.callers":                                   {profile + rule, "anonymous", "dns:x"},

@@ -7,6 +7,7 @@ import (
 
 	configv1 "github.com/tokenbroker/tokenbroker/gen/tokenbroker/config/v1"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
+	"github.com/tokenbroker/tokenbroker/internal/oauth"
 )
 
 func grantOf(p provider) broker.GrantType {
@@ -19,9 +20,9 @@ func grantOf(p provider) broker.GrantType {
 	return broker.ClientCredentials
 }
 
-// checkGrant warns of what has no effect with the profile's grant, and of what it
-// lacks.
-func (l *load) checkGrant(path string, message *configv1.Profile, p provider) {
+// checkGrant warns of what has no effect with the profile's grant and how its
+// client proves itself, and of what the grant lacks. The provider is at its path.
+func (l *load) checkGrant(path, at string, message *configv1.Profile, p provider) {
 	grant := grantOf(p)
 	switch at := child(path, "allow_password_grant"); {
 	case !message.GetAllowPasswordGrant():
@@ -30,12 +31,19 @@ func (l *load) checkGrant(path string, message *configv1.Profile, p provider) {
 	case grant != broker.Password:
 		l.warning(at, fmt.Sprintf("has no effect, because the grant is %s: remove it", grant))
 	}
-	if message.GetVantage().GetProductId() != "" && grant != broker.AuthorizationCode {
-		l.warning(child(path, "vantage.product_id"), fmt.Sprintf("has no effect, because it belongs to authorization_code and the grant is %s: remove it", grant))
+	idle := func(field, value, owner string, used bool) {
+		if value != "" && !used {
+			l.warning(child(at, field), fmt.Sprintf("has no effect, because it belongs to %s: remove it", owner))
+		}
 	}
+	v, s, o := message.GetVantage(), message.GetSecureauth(), message.GetOauth2() // one of which is there
+	code, key := grant == broker.AuthorizationCode, s.GetClientAuth()+o.GetClientAuth() == string(oauth.PrivateKeyJWT)
+	idle("product_id", v.GetProductId(), "authorization_code", code)
+	idle("authorization_url", o.GetAuthorizationUrl(), "authorization_code", code)
+	idle("key_id", s.GetKeyId()+o.GetKeyId(), "private_key_jwt", key)
+	idle("assertion_audience", s.GetAssertionAudience()+o.GetAssertionAudience(), "private_key_jwt", key)
 	// Any other server may have its own way to be asked.
-	if grant == broker.AuthorizationCode && message.GetOauth2() == nil &&
-		len(message.GetScopes()) > 0 && !slices.Contains(message.GetScopes(), offlineAccess) {
+	if code && o == nil && len(message.GetScopes()) > 0 && !slices.Contains(message.GetScopes(), offlineAccess) {
 		l.warning(child(path, "scopes"), "without offline_access no refresh token will come, so a person must sign in again whenever the access token ends: add offline_access")
 	}
 }

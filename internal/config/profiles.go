@@ -3,6 +3,7 @@ package config
 import (
 	"cmp"
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -41,7 +42,7 @@ func (l *load) profiles(message *configv1.Config, admin Admin) []*broker.Profile
 			vantages[m.GetName()] = m.GetVantage()
 		}
 	}
-	returns := returns{}
+	seen := callbacks{}
 	for i, m := range message.GetProfiles() {
 		path := item("profiles", i)
 		if l.tainted[path] {
@@ -49,8 +50,8 @@ func (l *load) profiles(message *configv1.Config, admin Admin) []*broker.Profile
 		}
 		name, p := providerOf(m)
 		at := child(path, name)
-		l.checkGrant(path, m, p)
-		l.checkReturn(at, m, p, returns)
+		l.checkGrant(path, at, m, p)
+		l.checkRedirect(at, p)
 		if m.GetSecretRotation() != nil {
 			l.checkSecretRotation(path, m, vantages, message.GetStore() != nil)
 		}
@@ -59,6 +60,7 @@ func (l *load) profiles(message *configv1.Config, admin Admin) []*broker.Profile
 			l.problemsOf(at, err)
 			continue
 		}
+		l.checkSharing(at, m, profile, seen)
 		l.checkRotation(child(path, "rotation"), m.GetRotation(), profile)
 		profiles = append(profiles, profile)
 	}
@@ -214,6 +216,7 @@ func (l *load) oauth2(at string, message *configv1.Profile) maker {
 		Audience:          o.GetAudience(),
 		Resource:          o.GetResource(),
 		Extra:             o.GetExtraParameters(),
+		SignInParameters:  consentParameters(message.GetScopes()),
 		Timeout:           message.GetTimeout().AsDuration(),
 		Grace:             message.GetRotation().GetGrace().AsDuration(),
 		Reusable:          reusable(message.GetRotation()),
@@ -230,6 +233,15 @@ func (l *load) oauth2(at string, message *configv1.Profile) maker {
 		c.ClientSecrets = secrets
 		return oauth.NewProfile(c)
 	}
+}
+
+// consentParameters ask for the person's consent where an OpenID provider ignores
+// offline_access without (OpenID Connect Core section 11).
+func consentParameters(scopes []string) url.Values {
+	if slices.Contains(scopes, "openid") && slices.Contains(scopes, offlineAccess) {
+		return url.Values{"prompt": {"consent"}}
+	}
+	return nil
 }
 
 func vantageScopes(message *configv1.Profile) []string {

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 	"time"
 
@@ -31,7 +30,8 @@ func secretRotation(message *configv1.SecretRotation) *broker.SecretRotation {
 }
 
 // checkSecretRotation notes what would make every renewal fail, or lose what it
-// brings. The profile at path is one of the vantages, which are there by name.
+// brings. The profile at path is one of the vantages, which are there by name;
+// shared says that there is a store.
 func (l *load) checkSecretRotation(path string, message *configv1.Profile, vantages map[string]*configv1.Vantage, shared bool) {
 	at, own := child(path, "secret_rotation"), message.GetVantage()
 	rotation := secretRotation(message.GetSecretRotation())
@@ -45,9 +45,9 @@ func (l *load) checkSecretRotation(path string, message *configv1.Profile, vanta
 	if name := rotation.AdminProfile; name != "" {
 		l.checkAdminProfile(child(at, "admin_profile"), name, own, vantages)
 	}
-	if !shared && !writable(l.secretPath(own)) {
-		l.problem(at, "without a store a new secret would be in memory only and lost with the process: "+
-			"add store, or keep the newest client secret in a file that the broker may write to")
+	if !shared {
+		l.problem(at, "needs a store, because a new secret would be in memory only and lost with the process: "+
+			"add store, or remove secret_rotation and renew the secret with broker secret rotate")
 	}
 }
 
@@ -63,15 +63,4 @@ func (l *load) checkAdminProfile(at, name string, own *configv1.Vantage, vantage
 	case admin.GetRegion() != own.GetRegion() || admin.GetBaseUrl() != own.GetBaseUrl():
 		l.problem(at, "that profile has another region or base_url, so its tokens are worth nothing here: name one with the same")
 	}
-}
-
-// writable reports whether the file at path is there to be written to. It
-// changes nothing.
-func writable(path string) bool {
-	file, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		return false
-	}
-	_ = file.Close()
-	return true
 }

@@ -2,7 +2,6 @@ package config_test
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -11,28 +10,29 @@ import (
 	"time"
 
 	"github.com/tokenbroker/tokenbroker/internal/broker"
+	"github.com/tokenbroker/tokenbroker/internal/config"
 )
 
 // rotating is a configuration whose first profile renews its client secret, with
 // an administrator beside it.
-func rotating(rotation, secret string) string {
+func rotating(t testing.TB, rotation string) string {
+	_, store, _ := strings.Cut(storeText(t, t.TempDir(), "addresses: ['localhost:6379']"), "store:")
 	return fmt.Sprintf(`profiles:
   - name: p
     coordinated: true
     secret_rotation: {%s}
-    vantage: {region: eu, tenant_id: t, client_id: c, client_secret: %s, client_credentials: {}}
+    vantage: {region: eu, tenant_id: t, client_id: c, client_secret: {env: SECRET}, client_credentials: {}}
   - name: administrator
     vantage: {region: eu, client_id: a, client_secret: {env: SECRET}, client_credentials: {}}
   - name: abroad
     vantage: {region: us, client_id: a, client_secret: {env: SECRET}, client_credentials: {}}
   - name: elsewhere
     oauth2: {issuer: 'https://id.example.com', client_id: c, client_secret: {env: SECRET}, client_credentials: {}}
-`, rotation, secret)
+store:%s`, rotation, store)
 }
 
 func TestSecretRotation(t *testing.T) {
-	path := write(t, filepath.Join(t.TempDir(), "secret"), canary+"\n")
-	c := mustParse(t, rotating("before_expiry: 30d, lifetime: 90d, admin_profile: administrator", "{file: "+path+"}"))
+	c := mustParse(t, rotating(t, "before_expiry: 30d, lifetime: 90d, admin_profile: administrator"))
 	equal(t, warnings(t, c), nil)
 	p := c.Profiles[0]
 	if r := p.Rotation; r == nil || r.Before != 30*24*time.Hour || r.Lifetime != 90*24*time.Hour || r.AdminProfile != "administrator" {
@@ -41,7 +41,7 @@ func TestSecretRotation(t *testing.T) {
 	if c.Profiles[1].Rotation != nil {
 		t.Error("a profile without secret_rotation has one")
 	}
-	if r := mustParse(t, rotating("before_expiry: 30d", "{file: "+path+"}")).Profiles[0].Rotation; r.Lifetime != 180*24*time.Hour || r.AdminProfile != "" {
+	if r := mustParse(t, rotating(t, "before_expiry: 30d")).Profiles[0].Rotation; r.Lifetime != 180*24*time.Hour || r.AdminProfile != "" {
 		t.Errorf("got %+v", r)
 	}
 
@@ -55,10 +55,10 @@ func TestSecretRotation(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			if next.Credential != broker.Fingerprint(options.FingerprintKey, newer, broker.NewSecret(canary)) {
+			if next.Credential != broker.Fingerprint(c.Store.Access.Keyset.FingerprintKey(), newer, broker.NewSecret(variables["SECRET"])) {
 				t.Error("it presents something else")
 			}
-			if next.Name != p.Name || next.Identity != p.Identity || !next.Coordinated || next.ConsoleURL != p.ConsoleURL || next.SecretFile != path || next.Rotation != p.Rotation {
+			if next.Name != p.Name || next.Identity != p.Identity || !next.Coordinated || next.ConsoleURL != p.ConsoleURL || next.Rotation != p.Rotation {
 				t.Errorf("got %+v, want %+v", next, p)
 			}
 		})
@@ -75,7 +75,6 @@ func TestSecretRotation(t *testing.T) {
 }
 
 func TestSecretRotationMistakes(t *testing.T) {
-	path := write(t, filepath.Join(t.TempDir(), "secret"), canary)
 	const at = "profiles[0].secret_rotation"
 	const unknown = at + ".admin_profile: no vantage profile has this name: correct it, or remove it"
 	for rotation, want := range map[string]string{
@@ -89,7 +88,7 @@ func TestSecretRotationMistakes(t *testing.T) {
 		"before_expiry: 30d, admin_profile: abroad":        at + ".admin_profile: that profile has another region or base_url, so its tokens are worth nothing here: name one with the same",
 		"before_expiry: 30d, admin_profile: p":             "",
 	} {
-		got := problems(t, rotating(rotation, "{file: "+path+"}"))
+		got := problems(t, rotating(t, rotation))
 		for i := range got {
 			_, got[i], _ = strings.Cut(got[i], ": ")
 		}
@@ -97,48 +96,42 @@ func TestSecretRotationMistakes(t *testing.T) {
 			t.Errorf("%s: got %q", rotation, got)
 		}
 	}
-	equal(t, problems(t, with(t, rotating("before_expiry: 30d", "{file: "+path+"}"), "tenant_id: t, ", "")), []string{
+	equal(t, problems(t, with(t, rotating(t, "before_expiry: 30d"), "tenant_id: t, ", "")), []string{
 		"5:14: profiles[0].vantage.tenant_id: is missing, and secret_rotation needs it: add the tenant whose client this is"})
-	elsewhere := with(t, rotating("before_expiry: 30d", "{file: "+path+"}"), "  - name: elsewhere\n", "  - name: elsewhere\n    secret_rotation: {before_expiry: 30d}\n")
+	elsewhere := with(t, rotating(t, "before_expiry: 30d"), "  - name: elsewhere\n", "  - name: elsewhere\n    secret_rotation: {before_expiry: 30d}\n")
 	equal(t, problems(t, elsewhere), []string{"11:22: profiles[3].secret_rotation: secret_rotation works with vantage only: remove it"})
 }
 
-// What is renewed must not be lost: it goes to the store, or where the secret
-// came from.
-func TestSecretRotationNeedsAPlace(t *testing.T) {
+// What is renewed must not be lost with the process.
+func TestSecretRotationNeedsAStore(t *testing.T) {
+	text, _, _ := strings.Cut(rotating(t, "before_expiry: 30d"), "store:")
+	equal(t, problems(t, text), []string{"4:22: profiles[0].secret_rotation: needs a store, because a new secret would be in memory only and lost with the process: " +
+		"add store, or remove secret_rotation and renew the secret with broker secret rotate"})
+}
+
+// Where the newest client secret is known to be, it can be replaced.
+func TestSecretFile(t *testing.T) {
 	directory := t.TempDir()
 	path := write(t, filepath.Join(directory, "secret"), canary)
-	old := write(t, filepath.Join(directory, "old"), canary+"-old")
-	const lost = "4:22: profiles[0].secret_rotation: without a store a new secret would be in memory only and lost with the process: " +
-		"add store, or keep the newest client secret in a file that the broker may write to"
-	_, shared, _ := strings.Cut(storeText(t, directory, "addresses: ['localhost:6379']"), "store:")
-	for _, test := range []struct{ secret, file, want string }{
-		{"{env: SECRET}", "", lost},
-		{"{value: " + canary + "}", "", lost},
-		{"{file: " + path + "}", path, ""},
-		{"[{file: " + path + "}, {env: SECRET}]", path, ""},
-		{"[{env: SECRET}, {file: " + old + "}]", "", lost},
+	write(t, filepath.Join(directory, "old"), canary+"-old")
+	for secrets, want := range map[string]string{
+		"client_secret: {env: SECRET}":                                          "",
+		"client_secret: {value: " + canary + "}":                                "",
+		"client_secret: {file: " + path + "}":                                   path,
+		"client_secrets: [{file: " + path + "}, {env: SECRET}]":                 path,
+		"client_secrets: [{file: " + path + "}, {file: " + directory + "/old}]": path,
+		"client_secrets: [{env: SECRET}, {file: " + directory + "/old}]":        "",
 	} {
-		text := rotating("before_expiry: 30d", test.secret)
-		if strings.HasPrefix(test.secret, "[") {
-			text = with(t, text, "client_secret: [", "client_secrets: [")
-		}
-		var want []string
-		if test.want != "" {
-			want = []string{test.want}
-		}
-		equal(t, problems(t, text), want)
-		if p := mustParse(t, text+"store:"+shared).Profiles[0]; p.SecretFile != test.file || p.Rotation == nil {
-			t.Errorf("%s: got file %q", test.secret, p.SecretFile)
+		if got := mustParse(t, with(t, minimal, "client_secret: {env: SECRET}", secrets)).Profiles[0].SecretFile; got != want {
+			t.Errorf("%s: got %q, want %q", secrets, got, want)
 		}
 	}
-	t.Run("a file that is only to be read", func(t *testing.T) {
-		if os.Getuid() == 0 {
-			t.Skip("root may write to everything")
-		}
-		if err := os.Chmod(path, 0o400); err != nil {
-			t.Fatal(err)
-		}
-		equal(t, problems(t, rotating("before_expiry: 30d", "{file: "+path+"}")), []string{lost})
-	})
+	relative := write(t, filepath.Join(directory, "broker.yaml"), with(t, minimal, "{env: SECRET}", "{file: secret}"))
+	c, err := config.Load(relative, options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := c.Profiles[0].SecretFile; got != path {
+		t.Errorf("got %q, want %q", got, path)
+	}
 }

@@ -176,7 +176,7 @@ func FuzzParse(f *testing.F) {
 	f.Add(secret(f, "{value: "+canary))
 	f.Add(withPassword(f, "{value: "+canary+"}", "{value: ["+canary+"]}", "    rotation: {one_time: "+canary+"}"))
 	f.Add(withCode(f, callback, "    rotation: {lifetime: 60d}"))
-	f.Add(rotating("before_expiry: 30d, admin_profile: administrater", "{env: SECRET}"))
+	f.Add(rotating(f, "before_expiry: 30d, admin_profile: administrater"))
 	f.Add("profiles:\n" + another("q", "oauth2", "issuer: 'https://"+canary+"'", codeGrant(callback)) + another("r", "secureauth", "tenant_id: t, workspace_id: w", codeGrant(callback)))
 	f.Add(minimal + "admin: {address: 0.0.0.0:1, url: 'http://broker', bearer_token: {value: " + canary + canary + "}, tls: {certificate: x, private_key: x}}\n")
 	f.Add(minimal + "---\n" + canary + "\n\t? " + canary)

@@ -50,8 +50,8 @@ func (l *load) server(message *configv1.Server) Server {
 	return s
 }
 
-// admin may be any address: the console serves nobody on others than loopback
-// who cannot prove who he is, and the rest has no secret.
+// admin may be any address: on one that others can reach the console serves only
+// who proves to be an operator, and the rest has no secret.
 func (l *load) admin(message *configv1.Admin) Admin {
 	a := Admin{
 		Address:     cmp.Or(message.GetAddress(), defaultAdminAddress),

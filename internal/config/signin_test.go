@@ -2,6 +2,7 @@ package config_test
 
 import (
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -60,6 +61,26 @@ func TestConsentsElsewhere(t *testing.T) {
 				t.Errorf("profile is %+v", p)
 			}
 			equal(t, p.Scopes, []string{"a", "offline_access"})
+		}
+	}
+}
+
+// An OpenID provider gives a refresh token only with consent; other servers are
+// asked for nothing that they may not know.
+func TestConsentIsAskedFor(t *testing.T) {
+	const server = "token_url: 'https://id.example.com/token', authorization_url: 'https://id.example.com/authorize'"
+	for scopes, want := range map[string]string{"[openid, offline_access]": "consent", "[openid]": "", "[a, offline_access]": ""} {
+		text := with(t, "profiles:\n"+another("q", "oauth2", server, codeGrant(callback)), "[a, offline_access]", scopes)
+		address, err := mustParse(t, text).Profiles[0].Issuer.(broker.Authorizer).AuthorizationURL(t.Context(), broker.AuthorizationRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		u, err := url.Parse(address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := u.Query().Get("prompt"); got != want {
+			t.Errorf("for %s a sign-in has the prompt %q, want %q", scopes, got, want)
 		}
 	}
 }
@@ -130,6 +151,8 @@ func TestSharedRedirectURLs(t *testing.T) {
 			t.Errorf("%s: got %q", text, got)
 		}
 	}
+	workspace := another("r", "secureauth", "tenant_id: t, region: eu, workspace_id: w", codeGrant(callback))
+	equal(t, problems(t, "profiles:\n"+secureauth("issuer: 'https://t.eu.authz.cloudentity.io/t/w'")+workspace), nil)
 	same := oauth2("issuer: 'https://id.example.com/'", callback)
 	equal(t, problems(t, "profiles:\n"+oauth2("issuer: 'https://id.example.com'", callback)+strings.Replace(same, "name: q", "name: r", 1)), nil)
 }
@@ -177,8 +200,12 @@ func TestGrantWarnings(t *testing.T) {
 		elsewhere("oauth2", "client_credentials: {}", allowed):                          "allow_password_grant: has no effect, because the grant is client_credentials: remove it",
 		elsewhere("secureauth", password, allowed):                                      strings.TrimPrefix(strings.Replace(advice, "vantage", "secureauth", 1), "profiles[0]."),
 		elsewhere("oauth2", password, allowed):                                          strings.TrimPrefix(strings.Replace(advice, "vantage", "oauth2", 1), "profiles[0]."),
-		with(t, minimal, "region: eu", "region: eu\n      product_id: x"):               "vantage.product_id: has no effect, because it belongs to authorization_code and the grant is client_credentials: remove it",
+		with(t, minimal, "region: eu", "region: eu\n      product_id: x"):               "vantage.product_id: has no effect, because it belongs to authorization_code: remove it",
 		with(t, withCode(t, callback), "region: eu", "region: eu\n      product_id: x"): "",
+		with(t, minimal, "region: eu", "region: eu\n      product_id: ''"):              "",
+		elsewhere("oauth2", "client_credentials: {}, key_id: k"):                        "oauth2.key_id: has no effect, because it belongs to private_key_jwt: remove it",
+		elsewhere("secureauth", "client_credentials: {}, assertion_audience: a"):        "secureauth.assertion_audience: has no effect, because it belongs to private_key_jwt: remove it",
+		strings.Replace(elsewhere("oauth2", "client_credentials: {}, authorization_url: 'https://id.example.com/a'"), "issuer: 'https://id.example.com'", "token_url: 'https://id.example.com/t'", 1): "oauth2.authorization_url: has no effect, because it belongs to authorization_code: remove it",
 	} {
 		var got []string
 		for _, line := range warnings(t, mustParse(t, text)) {

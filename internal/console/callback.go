@@ -108,9 +108,7 @@ func (c *console) callback(w http.ResponseWriter, r *http.Request) {
 	case err != nil:
 		c.audit(o, "sign-in", "", err)
 		p := c.problemOf(err, "The sign-in is not complete")
-		if p.Advice == "" {
-			p.Advice = startAgain
-		}
+		p.Advice = startAgain
 		c.fail(w, r, nil, p)
 	case in.Ticket != "":
 		c.ask(ctx, w, r, o, in)

@@ -28,7 +28,7 @@ func TestStatesInWords(t *testing.T) {
 		want      []string
 		never     []string
 	}{
-		"ready": {func(*broker.Status) {}, false, []string{">OK<", "0123456789abcdef", "2000-01-01 00:40:00 UTC", "(in 40 min)", "nobody has signed in"}, []string{"Last error", "What to do"}},
+		"ready": {func(*broker.Status) {}, false, []string{">OK<", "0123456789abcdef", "2000-01-01 00:40:00 UTC", "(in 40 min)", "ends with the token"}, []string{"Last error", "What to do"}},
 		"idle": {func(s *broker.Status) { s.State, s.TokenID = broker.Idle, "" }, false,
 			[]string{">Idle<", "no token at present"}, []string{"Renews"}},
 		"backing off": {func(s *broker.Status) { failed(s, broker.BackingOff, broker.ReasonEndpointUnavailable, 90*time.Second) }, true,

@@ -80,8 +80,10 @@ func (v *view) consent() {
 		v.Consent = daysLeft(left)
 	case !v.ConsentStart.IsZero():
 		v.Consent = "end not known"
+	case v.CanAuthorize && v.TokenID != "":
+		v.Consent = "ends with the token"
 	case v.CanAuthorize:
-		v.Consent = "nobody has signed in"
+		v.Consent = "none"
 	}
 	if v.ConsentEnd.IsZero() || left > consentWarning || v.State == broker.AuthorizationRequired {
 		return
@@ -109,6 +111,9 @@ func (v view) GrantName() string { return strings.ReplaceAll(string(v.GrantType)
 
 // AccountName is what the account that signed in is called.
 func (v view) AccountName() string { return accountName(v.Account) }
+
+// StateText is what the broker says of the state, as a sentence.
+func (v view) StateText() string { return sentence(v.Text) }
 
 // ErrorText is the last error as a sentence.
 func (v view) ErrorText() string { return sentence(v.LastError.Text) }

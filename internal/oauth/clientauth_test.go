@@ -228,14 +228,18 @@ func TestTheAssertionsAudience(t *testing.T) {
 	}
 }
 
-// A server that repeats an assertion does not get it shown.
-func TestAnAssertionIsNotShown(t *testing.T) {
-	_, base := record(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+// A server that refuses an assertion is not asked again, and what it repeats of
+// it is not shown.
+func TestAnAssertionThatIsRefused(t *testing.T) {
+	seen, base := record(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusUnauthorized)
 		io.WriteString(w, `{"error":"invalid_client","error_description":"not `+r.PostFormValue("client_assertion")[20:60]+`"}`)
 	}))
 	grant, err := profileFor(t, profileConfig(base, byKey(keyPEM(t, p256(t))))).Issuer.Issue(t.Context(), broker.Request{})
 	wantKind(t, failure(t, grant, err), broker.ClientRejected, `401 invalid_client: "not [redacted]"`)
+	if n := len(seen.requests()); n != 1 {
+		t.Errorf("the server was asked %d times", n)
+	}
 }
 
 // mutualTLS is a server that admits no connection without a client's certificate

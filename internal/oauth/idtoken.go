@@ -2,6 +2,7 @@ package oauth
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
@@ -90,7 +91,7 @@ func (t *idToken) account(now time.Time) broker.Account {
 		return broker.Account{}
 	}
 	issuer := sha256.Sum256([]byte(t.issuer))
-	return broker.Account{Subject: hex.EncodeToString(issuer[:8]) + "#" + t.subject, Name: t.name}
+	return broker.Account{Subject: hex.EncodeToString(issuer[:8]) + "#" + t.subject, Name: cmp.Or(t.name, t.subject)}
 }
 
 // printable is s without control characters, and no longer than a name may be.

@@ -40,7 +40,7 @@ type ProfileConfig struct {
 	ClientSecrets []broker.Secret
 	// PrivateKey, PEM, for private_key_jwt and tls_client_auth.
 	PrivateKey broker.Secret
-	// Certificate and the chain above it, PEM, for tls_client_auth: valid now.
+	// Certificate and the chain above it, PEM, for tls_client_auth.
 	Certificate []byte
 	// KeyID is sent as kid with private_key_jwt; empty sends none.
 	KeyID string
@@ -107,15 +107,15 @@ func NewProfile(config ProfileConfig) (*broker.Profile, error) {
 	if err != nil {
 		return nil, err
 	}
-	i := newIssuer(config, client)
+	i, server := newIssuer(config, client), config.server(client)
 	canRevoke := config.Issuer != "" || config.RevocationURL != ""
 	return &broker.Profile{
 		Name:            config.Name,
 		Provider:        config.Provider,
 		GrantType:       config.GrantType,
 		Scopes:          slices.Clone(config.Scopes),
-		Identity:        config.identity(client.Endpoint()),
-		ConsentIdentity: config.consentIdentity(client.Endpoint()),
+		Identity:        config.identity(server),
+		ConsentIdentity: config.consentIdentity(server),
 		Credential:      config.credential(i.secrets),
 		Issuer:          i.capable(canRevoke, newAuthorizer(config, i)),
 		RefreshTokens:   config.refreshTokens(),
@@ -139,20 +139,25 @@ func (c ProfileConfig) refreshTokens() bool {
 		c.GrantType == broker.Password && slices.Contains(c.Scopes, offlineAccess)
 }
 
+// server names whom the client asks. Its URL's query may say which tenant, and may
+// be secret.
+func (c ProfileConfig) server(client *Client) string {
+	if client.fixed == nil || client.fixed.token.url.RawQuery == "" {
+		return client.Endpoint()
+	}
+	return client.Endpoint() + "?" + broker.Fingerprint(c.FingerprintKey, broker.NewSecret(client.fixed.token.url.RawQuery))
+}
+
 // identity names what would be issued. A user's name can be guessed, so it is in
-// there by its fingerprint. What only shapes a sign-in is left out: to change it
-// must not cost the consent that there is. How the client authenticates is
-// likewise, unless tokens are bound to that (RFC 8705 section 3).
-func (c ProfileConfig) identity(endpoint string) string {
-	parts := []string{endpoint, c.ClientID, string(c.GrantType), c.Audience, strings.Join(c.Resource, " ")}
+// there by its fingerprint. How the client authenticates is not, unless tokens
+// may be bound to that (RFC 8705 section 3), nor what only shapes a sign-in.
+func (c ProfileConfig) identity(server string) string {
+	parts := []string{server, c.ClientID, string(c.GrantType), c.Audience, strings.Join(c.Resource, " ")}
 	if c.GrantType == broker.Password {
 		parts = append(parts, "user", broker.Fingerprint(c.FingerprintKey, c.Username))
 	}
 	if c.ClientAuth == TLSClientAuth {
-		parts = append(parts, "bound")
-		if !c.refreshTokens() { // they outlive a certificate (RFC 8705 section 7.1)
-			parts = append(parts, string(c.Certificate))
-		}
+		parts = append(parts, "bound", string(c.Certificate))
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Extra)) {
 		parts = append(parts, "extra", name, c.Extra[name])
@@ -161,8 +166,8 @@ func (c ProfileConfig) identity(endpoint string) string {
 }
 
 // consentIdentity names whose consent a refresh token is.
-func (c ProfileConfig) consentIdentity(endpoint string) string {
-	parts := []string{endpoint, c.ClientID, string(c.GrantType)}
+func (c ProfileConfig) consentIdentity(server string) string {
+	parts := []string{server, c.ClientID, string(c.GrantType)}
 	if c.GrantType == broker.Password {
 		parts = append(parts, broker.Fingerprint(c.FingerprintKey, c.Username))
 	}
@@ -202,11 +207,15 @@ func (c ProfileConfig) checkSecrets() error {
 		return errors.New("client_secret is missing: set client_secret or client_secrets")
 	}
 	for i, s := range c.ClientSecrets {
+		field := "client_secret"
+		if len(c.ClientSecrets) > 1 {
+			field = fmt.Sprintf("client_secrets[%d]", i)
+		}
 		switch {
 		case s.IsEmpty():
-			return fmt.Errorf("client secret %d is empty: check the file or variable that it comes from", i+1)
+			return errors.New(field + " is empty: check the file or variable that it comes from")
 		case strings.TrimSpace(s.Reveal()) != s.Reveal():
-			return fmt.Errorf("client secret %d has blanks or line ends around it: remove them where it comes from", i+1)
+			return errors.New(field + " has blanks or line ends around it: remove them where it comes from")
 		}
 	}
 	return nil

@@ -278,7 +278,7 @@ func TestProfileMistakes(t *testing.T) {
 		"client_id is missing":              func(c *oauth.ProfileConfig) { c.ClientID = "" },
 		`client_auth "magic" is not one of`: func(c *oauth.ProfileConfig) { c.ClientAuth = "magic" },
 		"client_secret is missing":          func(c *oauth.ProfileConfig) { c.ClientSecrets = nil },
-		"client secret 1 has blanks":        func(c *oauth.ProfileConfig) { c.ClientSecrets[0] = broker.NewSecret(secret + "\n") },
+		"client_secret has blanks":          func(c *oauth.ProfileConfig) { c.ClientSecrets[0] = broker.NewSecret(secret + "\n") },
 		"client_secret is of no use with client_auth private_key_jwt": func(c *oauth.ProfileConfig) {
 			c.ClientAuth, c.PrivateKey = oauth.PrivateKeyJWT, key
 		},

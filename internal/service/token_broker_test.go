@@ -259,7 +259,7 @@ func TestDedicatedTokensAreNotThereYet(t *testing.T) {
 	}
 }
 
-func TestWatchingIsNotThereYet(t *testing.T) {
+func TestWatchTokenIsNotThereYet(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	stream, err := r.tokens().WatchToken(t.Context(), &pb.WatchTokenRequest{Profile: "invoices"})
 	if err == nil {
