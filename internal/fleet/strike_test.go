@@ -117,8 +117,6 @@ const (
 	putOff   phase = "put off by the server"
 )
 
-var phases = []phase{unsent, onTheWay, inHand, unsaved, saved, putOff}
-
 // struck is a refresh that is struck.
 type struck struct {
 	strike
