@@ -71,8 +71,8 @@ func (r remembered) rest(now time.Time) time.Duration {
 	return r.Rest - now.Sub(r.since)
 }
 
-func (r remembered) binds(credential string, now time.Time) bool {
-	return r.Binds(credential) && r.rest(now) > 0
+func (r remembered) binds(now time.Time, credentials ...string) bool {
+	return r.Binds(credentials...) && r.rest(now) > 0
 }
 
 func newEntry(b *Broker, family, slot string, scopes []string) *entry {
@@ -183,7 +183,7 @@ func (e *entry) obtain(ctx context.Context, p *profile, d Demand) (*Token, Sourc
 		switch now := time.Now(); {
 		case f.token != nil && f.token.meets(d, now):
 			return f.token, f.source, nil
-		case f.err != nil && (ours || f.err.binds(d, f.demand, p.Credential)):
+		case f.err != nil && (ours || f.err.binds(d, f.demand, p.Profile)):
 			return e.orLiving(d, f.err)
 		case f.token != nil && ours:
 			return e.orLiving(d, unmet(p, d, f.token))
@@ -253,10 +253,10 @@ func (e *entry) join(p *profile, d Demand) (*Token, *flight, *Error) {
 // standing returns the failure that holds p back: the family's own, or that of
 // its client.
 func (e *entry) standing(p *profile, now time.Time) remembered {
-	if e.failure.binds(p.Credential, now) {
+	if e.failure.binds(now, p.credentials()...) {
 		return e.failure
 	}
-	return p.gate.standing(p.Credential, now)
+	return p.gate.standing(p.Profile, now)
 }
 
 // launch starts a flight for e.profile, ahead of need or not. e.mu is held.

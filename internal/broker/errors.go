@@ -1,6 +1,9 @@
 package broker
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Reason is the machine-readable part of a failure, under the name that callers
 // see in google.rpc.ErrorInfo.
@@ -49,14 +52,14 @@ func (e *Error) Error() string { return e.Text }
 func (e *Error) Unwrap() error { return e.Err }
 
 // binds reports whether a flight's failure answers a joiner that asks with
-// demand d under credential. What was refused to one demand or one credential
-// says nothing about another.
-func (e *Error) binds(own, d Demand, credential string) bool {
+// demand d for p. What was refused to one demand or one credential says nothing
+// about another.
+func (e *Error) binds(own, d Demand, p *Profile) bool {
 	switch e.Reason {
 	case ReasonRefreshTooSoon, ReasonLifetimeUnavailable:
 		return own == d
 	case ReasonCredentialsRejected:
-		return e.credential == credential
+		return slices.Contains(p.credentials(), e.credential)
 	}
 	return true
 }

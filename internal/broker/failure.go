@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 )
@@ -14,7 +15,7 @@ func failureOf(p *Profile, err *IssueError) Failure {
 	case ClientRejected:
 		f.Kind, f.Credential, f.Rest = Rejection, p.Credential, p.rejectedRetry()
 	case UserRejected, GrantDead: // of a refresh token that is in hand: see attempt.failed
-		f.Kind, f.Credential, f.Rest = Rejection, p.Credential, Forever
+		f.Kind, f.Credential, f.Rest = Rejection, cmp.Or(p.UserCredential, p.Credential), Forever
 	case RequestRejected:
 		f.Kind, f.Credential, f.Rest = Rejection, p.Credential, requestRetry
 	}

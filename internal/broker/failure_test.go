@@ -120,6 +120,40 @@ func TestWrongPasswordIsNeverTriedAgainByItself(t *testing.T) {
 	})
 }
 
+// A password is wrong whatever the client's secret is, for all scopes and
+// replicas: only another password is tried.
+func TestRefusedPasswordOutlivesTheClientsSecret(t *testing.T) {
+	in(t, func(t *testing.T) {
+		e := &endpoint{answer: fails(broker.UserRejected, "invalid_grant", 0)}
+		with := func(secret, password string) *broker.Profile {
+			return profile(e, func(p *broker.Profile) {
+				p.GrantType, p.Credential, p.UserCredential = broker.Password, secret+password, password
+			})
+		}
+		f := start(t, 2, with("secret-1", "wrong"))
+		f.refused(t, broker.Demand{}, broker.ReasonCredentialsRejected)
+		for _, b := range f.replicas {
+			b.Configure([]*broker.Profile{with("secret-2", "wrong")})
+		}
+		f.refused(t, broker.Demand{}, broker.ReasonCredentialsRejected)
+		late := broker.New(f.store, broker.Options{}) // knows what the store knows
+		defer late.Close()
+		late.Configure([]*broker.Profile{with("secret-3", "wrong")})
+		for _, scopes := range [][]string{nil, {"a"}} {
+			if _, _, err := late.Issue(t.Context(), "invoices", scopes, broker.Demand{}); err == nil {
+				t.Error("got a token")
+			}
+		}
+		wantCalls(t, e, 1)
+		e.set(func(e *endpoint) { e.answer = nil })
+		late.Configure([]*broker.Profile{with("secret-3", "right")})
+		if _, _, err := late.Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+			t.Error(err)
+		}
+		wantCalls(t, e, 2)
+	})
+}
+
 func TestNewCredentialEndsARefusal(t *testing.T) {
 	in(t, func(t *testing.T) {
 		e := &endpoint{answer: fails(broker.ClientRejected, "invalid_client", 0)}

@@ -64,9 +64,9 @@ func (f *flight) fly(e *entry, floor Generation) {
 		Owner:      newOwner(),
 		Length:     e.b.lease,
 		Floor:      floor,
-		Credential: f.profile.Credential,
-		Demand:     f.demand,
-		Consent:    f.profile.consentUse(),
+		Credential: f.profile.Credential, UserCredential: f.profile.UserCredential,
+		Demand:  f.demand,
+		Consent: f.profile.consentUse(),
 	}
 	for lost := 0; ; {
 		if !f.awaitSave(ctx, e) {

@@ -112,7 +112,7 @@ func (p *pass) ask() (ok bool, failure remembered, err error) {
 func (g *gate) admit(ctx context.Context, b *Broker, p *profile, trial bool) (*pass, remembered) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	failure := g.failure(p.Credential, time.Now())
+	failure := g.failure(p.Profile, time.Now())
 	if trial && (failure.Kind != NoFailure || g.trusts(p.Profile)) { // the call before this one has told
 		trial = false
 		<-g.trial
@@ -135,7 +135,7 @@ func (p *pass) consult() (remembered, error) {
 		if err != nil {
 			return p.unread(err)
 		}
-		if f := r.Failure; f != nil && f.Binds(p.profile.Credential) {
+		if f := r.Failure; f != nil && f.Binds(p.profile.credentials()...) {
 			return p.g.learn(*f, start, p.resets), nil
 		}
 		refused := r.Failure != nil && r.Failure.Kind == Rejection
@@ -163,7 +163,7 @@ func (p *pass) consult() (remembered, error) {
 // claim asks for the lease of the client's record.
 func (p *pass) claim(start time.Time) (Acquisition, error) {
 	c := Claim{
-		Family: p.profile.client(), Owner: newOwner(), Length: p.b.lease, Credential: p.profile.Credential,
+		Family: p.profile.client(), Owner: newOwner(), Length: p.b.lease, Credential: p.profile.Credential, UserCredential: p.profile.UserCredential,
 		Demand: Demand{NewerThan: math.MaxInt64}, // whatever proof there is
 	}
 	a, err := p.b.store.Acquire(p.ctx, c)
@@ -212,7 +212,9 @@ func (p *pass) succeed(ctx context.Context) {
 	defer p.g.mu.Unlock()
 	defer p.letNextIn()
 	p.g.proven = p.profile.Credential
-	delete(p.g.rejections, p.profile.Credential)
+	for _, c := range p.profile.credentials() {
+		delete(p.g.rejections, c)
+	}
 	if p.g.pause.Kind == Transient {
 		p.g.pause = remembered{}
 	}
@@ -248,7 +250,7 @@ func (p *pass) fail(ctx context.Context, kind IssueErrorKind, f Failure) {
 	if rejected && p.g.proven == p.profile.Credential {
 		p.g.proven = ""
 	}
-	p.g.note(p.profile.Credential, r)
+	p.g.note(r)
 }
 
 // leave says that the call came to nothing, through no fault of the server. It
@@ -297,23 +299,23 @@ func (g *gate) learn(f Failure, start time.Time, resets int) remembered {
 	defer g.mu.Unlock()
 	r := remembered{Failure: f, since: start}
 	if resets == g.resets {
-		g.note(f.Credential, r)
+		g.note(r)
 	}
 	return r
 }
 
 // note remembers a failure of the client. g.mu is held.
-func (g *gate) note(credential string, r remembered) {
+func (g *gate) note(r remembered) {
 	if r.Kind == Rejection {
-		g.reject(credential, r)
+		g.reject(r)
 	} else if r.rest(r.since) > g.pause.rest(r.since) {
 		g.pause = r
 	}
 }
 
 // reject remembers a refusal. g.mu is held.
-func (g *gate) reject(credential string, r remembered) {
-	if _, known := g.rejections[credential]; !known && len(g.rejections) >= maxRejections {
+func (g *gate) reject(r remembered) {
+	if _, known := g.rejections[r.Credential]; !known && len(g.rejections) >= maxRejections {
 		oldest := ""
 		for c, known := range g.rejections {
 			if oldest == "" || known.since.Before(g.rejections[oldest].since) {
@@ -322,25 +324,27 @@ func (g *gate) reject(credential string, r remembered) {
 		}
 		delete(g.rejections, oldest)
 	}
-	g.rejections[credential] = r
+	g.rejections[r.Credential] = r
 }
 
-// failure that holds the credential back, if any. g.mu is held.
-func (g *gate) failure(credential string, now time.Time) remembered {
-	if r := g.rejections[credential]; r.binds(credential, now) {
-		return r
+// failure that holds p back, if any. g.mu is held.
+func (g *gate) failure(p *Profile, now time.Time) remembered {
+	for _, c := range p.credentials() {
+		if r := g.rejections[c]; r.binds(now, c) {
+			return r
+		}
 	}
-	if g.pause.binds(credential, now) {
+	if g.pause.binds(now) {
 		return g.pause
 	}
 	return remembered{}
 }
 
-// standing is the failure that holds the credential back, if any.
-func (g *gate) standing(credential string, now time.Time) remembered {
+// standing is the failure that holds p back, if any.
+func (g *gate) standing(p *Profile, now time.Time) remembered {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.failure(credential, now)
+	return g.failure(p, now)
 }
 
 // hear wakes the call that waits for another replica's trial.

@@ -46,8 +46,8 @@ const (
 	keeperLooks = time.Hour
 )
 
-// startKeepers starts the keepers that profiles need, goes on with those that there are,
-// and stops all others. b.configuring is held.
+// startKeepers starts the keepers that profiles need, which go on from those that
+// there are, and stops all others. b.configuring is held.
 func (b *Broker) startKeepers(configured []*Profile) {
 	kept := make(map[string]*keeper)
 	for _, p := range configured {

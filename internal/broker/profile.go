@@ -40,6 +40,10 @@ type Profile struct {
 	// Credential is the keyed digest of the secrets that Issuer presents; a
 	// remembered refusal ends when it changes. See Fingerprint.
 	Credential string
+	// UserCredential is the same of what the resource owner is known by alone,
+	// for the grant password; empty otherwise. A refused password stays refused
+	// whatever becomes of the client's secret.
+	UserCredential string
 	// Issuer obtains the grants.
 	Issuer Issuer
 	// RefreshTokens says that grants of this profile come with refresh tokens,
@@ -124,7 +128,17 @@ func (p *Profile) family(scopes []string) (family, slot string) {
 
 // client names the record of what is known of the profile's client under its
 // present credential, for all families.
-func (p *Profile) client() string { return Identity(p.Identity, p.Credential, "client") }
+func (p *Profile) client() string {
+	return Identity(p.Identity, cmp.Or(p.UserCredential, p.Credential), "client")
+}
+
+// credentials are all whose refusal binds the profile.
+func (p *Profile) credentials() []string {
+	if p.UserCredential == "" {
+		return []string{p.Credential}
+	}
+	return []string{p.Credential, p.UserCredential}
+}
 
 // consentUse is what a flight for the profile does with refresh tokens.
 func (p *Profile) consentUse() ConsentUse {

@@ -104,9 +104,9 @@ func (p *profile) status(r Record, known bool, start time.Time) *Status {
 		}
 		s.TokenID, s.IssueTime, s.ExpireTime, s.RefreshTime = t.ID, t.IssueTime, t.ExpireTime, t.RefreshTime
 	}
-	if f := r.Failure; f != nil && (f.Binds(p.Credential) || f.Kind == Dead && p.consentUse() == ConsentRequired) {
+	if f := r.Failure; f != nil && (f.Binds(p.credentials()...) || f.Kind == Dead && p.consentUse() == ConsentRequired) {
 		s.LastError = lastError(p.Profile, *r.Failure, start)
-	} else if r := p.gate.standing(p.Credential, start); r.Kind != NoFailure {
+	} else if r := p.gate.standing(p.Profile, start); r.Kind != NoFailure {
 		f := r.Failure
 		f.Rest, f.Age = r.rest(start), start.Sub(r.since)
 		s.LastError = lastError(p.Profile, f, start)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"slices"
 	"time"
 )
 
@@ -121,9 +122,9 @@ type Claim struct {
 	Length time.Duration
 	// Floor is the highest generation that this process has seen.
 	Floor Generation
-	// Credential that would be presented.
-	Credential string
-	Demand     Demand
+	// Credential that would be presented, and UserCredential: see Profile.
+	Credential, UserCredential string
+	Demand                     Demand
 	// Consent says what the claimant needs of a refresh token.
 	Consent ConsentUse
 	// Asked tells that a claim before this one was answered Unknown, and that
@@ -427,10 +428,10 @@ type Failure struct {
 // BacksOff reports whether further attempts in a row wait longer and longer.
 func (f Failure) BacksOff() bool { return f.Kind == Transient || f.Kind == Throttling }
 
-// Binds reports whether the failure stands for whoever presents credential: a
-// fingerprint, or the id of a refresh token.
-func (f Failure) Binds(credential string) bool {
-	return f.Kind != NoFailure && f.Rest > 0 && (f.BacksOff() || f.Credential == credential)
+// Binds reports whether the failure stands for whoever presents one of these:
+// fingerprints, or the id of a refresh token.
+func (f Failure) Binds(credentials ...string) bool {
+	return f.Kind != NoFailure && f.Rest > 0 && (f.BacksOff() || slices.Contains(credentials, f.Credential))
 }
 
 // Record is a family as the store sees it. Absent parts are nil.

@@ -117,6 +117,7 @@ func NewProfile(config ProfileConfig) (*broker.Profile, error) {
 		Identity:        config.identity(server),
 		ConsentIdentity: config.consentIdentity(server),
 		Credential:      config.credential(i.secrets),
+		UserCredential:  config.userCredential(),
 		Issuer:          i.capable(canRevoke, newAuthorizer(config, i)),
 		RefreshTokens:   config.refreshTokens(),
 		Reusable:        config.Reusable,
@@ -184,6 +185,14 @@ func (c ProfileConfig) credential(secrets []broker.Secret) string {
 		presented = append(presented, c.PrivateKey, broker.NewSecret(string(c.Certificate)))
 	}
 	return broker.Fingerprint(c.FingerprintKey, presented...)
+}
+
+// userCredential names what the resource owner is known by.
+func (c ProfileConfig) userCredential() string {
+	if c.GrantType != broker.Password {
+		return ""
+	}
+	return broker.Fingerprint(c.FingerprintKey, c.Username, c.Password)
 }
 
 func (c ProfileConfig) checkIdentity() error {

@@ -271,7 +271,7 @@ func TestWatchTokenIsNotThereYet(t *testing.T) {
 }
 
 func TestOneProfilesTroubleIsNotAnothers(t *testing.T) {
-	r := newRig(t, rigOptions{})
+	r := newRig(t, rigOptions{change: func(c *vantage.Config) { c.Timeout = time.Minute }})
 	client := r.tokens()
 	if _, err := client.IssueToken(t.Context(), &pb.IssueTokenRequest{Profile: "invoices"}); err != nil {
 		t.Fatal(err)

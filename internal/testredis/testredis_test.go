@@ -3,7 +3,9 @@ package testredis_test
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/tokenbroker/tokenbroker/internal/testca"
 	"github.com/tokenbroker/tokenbroker/internal/testredis"
@@ -150,10 +152,21 @@ func TestClusterMovesSlotsAndLosesMasters(t *testing.T) {
 	if _, err := from.Try("GET", key+"1"); err == nil {
 		t.Error("the old owner still answers")
 	}
-	to.Do("WAIT", 1, 1000)
+	for deadline := time.Now().Add(time.Minute); !replicated(to); { // WAIT knows only what its own connection wrote
+		if time.Now().After(deadline) {
+			t.Fatal("the replica does not catch up")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 	c.KillMaster(slot)
 	c.AwaitComplete()
 	if heir := c.Owner(slot); heir == to || heir.Do("GET", key+"1") != "1" {
 		t.Error("the replica does not have the key")
 	}
+}
+
+// replicated reports whether the master's replica has all that it has written.
+func replicated(master *testredis.Server) bool {
+	info := master.Info("replication")
+	return strings.Contains(info["slave0"]+",", ",offset="+info["master_repl_offset"]+",")
 }

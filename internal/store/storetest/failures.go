@@ -11,6 +11,7 @@ var failures = map[string]func(*history){
 	"a success ends them":                           successClears,
 	"a rejection binds its credential":              rejection,
 	"a rejection for ever":                          rejectedForever,
+	"a rejection binds a resource owner":            userRejection,
 	"under a lease that ended and nobody took over": lateFailure,
 	"under an overtaken lease":                      staleFailure,
 	"a reset forgets, also what is on its way":      reset,
@@ -68,6 +69,20 @@ func rejection(h *history) {
 	h.acquire("q", broker.Demand{}, broker.Refused) // giving a lease back forgets nothing
 	h.Advance(30*time.Minute + time.Second)
 	h.acquire("q", broker.Demand{}, broker.Granted)
+}
+
+func userRejection(h *history) {
+	h.fail(h.lease("p"), rejected("user", broker.Forever))
+	of := func(credential, user string) broker.Claim {
+		c := h.claimOf("q", "", broker.Demand{})
+		c.Credential, c.UserCredential = credential, user
+		return c
+	}
+	h.claim(of("secret", "user"), broker.Refused)
+	h.claim(of("new secret", "user"), broker.Refused)
+	h.claim(of("secret", ""), broker.Granted)
+	h.Advance(time.Minute)
+	h.claim(of("secret", "other user"), broker.Granted)
 }
 
 func rejectedForever(h *history) {
