@@ -174,9 +174,15 @@ func (c ProfileConfig) consentIdentity(server string) string {
 	return broker.Identity(parts...)
 }
 
-// credential names what is presented.
+// credential names what is presented, and how: a server refuses a client that
+// proves itself in another way than the registered one like one with a wrong
+// secret, and the refusal has to end with that mistake too.
 func (c ProfileConfig) credential(secrets []broker.Secret) string {
-	presented := slices.Clone(secrets)
+	var presented []broker.Secret
+	for _, how := range []string{string(c.ClientAuth), c.KeyID, c.AssertionAudience} {
+		presented = append(presented, broker.NewSecret(how))
+	}
+	presented = append(presented, secrets...)
 	if c.GrantType == broker.Password {
 		presented = append(presented, c.Username, c.Password)
 	}
