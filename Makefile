@@ -1,6 +1,6 @@
 # The workshop. "make" lists what there is; "make check" is all that CI runs.
-# It needs Go, git and make; the tests a C compiler, for the race detector, redis-server, Chromium, and Node.js with npm for
-# the third-party server (they install these where they can).
+# It needs Go, git and make; the tests a C compiler, for the race detector, redis-server, Chromium, and Node.js with npm
+# for the third-party server (they install all of these where they can).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -22,6 +22,7 @@ KILLSEED ?=
 # code of a newer one.
 GO_VERSION := $(shell go env GOVERSION)
 TOOLS := bin/.tools-$(GO_VERSION)
+THIRD_PARTY := conformance/server/node_modules/.package-lock.json
 VALIDATE_PROTO := third_party/buf/validate/validate.proto
 
 .PHONY: help
@@ -41,9 +42,8 @@ test: ## Run all tests under the race detector; PKG=./internal/... for some.
 	@if go list $(PKG) | grep -q '/internal/fleet$$'; then (set -x; CGO_ENABLED=1 go test -race -timeout 10m ./internal/fleet); fi
 
 .PHONY: conformance
-conformance: ## Run the broker against a third-party authorization server.
-	scripts/need.sh redis-server node npm
-	cd conformance/server && npm ci --silent
+conformance: $(THIRD_PARTY) ## Run the broker against a third-party authorization server.
+	scripts/need.sh redis-server node
 	go test -tags conformance -count=1 -timeout 5m ./conformance
 
 .PHONY: faults
@@ -121,7 +121,7 @@ bench: ## Run the benchmarks; PKG=./internal/... for some.
 tools: $(TOOLS) $(VALIDATE_PROTO) ## Build the tools that tools/go.mod pins into bin/.
 
 .PHONY: download
-download: ## Download all modules, so that the rest works without a network.
+download: $(THIRD_PARTY) ## Download all modules, so that the rest works without a network.
 	go mod download
 	go -C tools mod download
 
@@ -133,6 +133,12 @@ $(TOOLS): tools/go.mod tools/go.sum
 	mkdir -p bin
 	go -C tools build -o '$(CURDIR)/bin/' tool
 	@rm -f bin/.tools-*
+	@touch $@
+
+# What the lock file says, from npm's registry.
+$(THIRD_PARTY): conformance/server/package-lock.json
+	scripts/need.sh node npm
+	cd $(<D) && npm ci --loglevel=error
 	@touch $@
 
 # The rules that our schemas import. They come out of a Go module, because buf's registry is out of reach for many.

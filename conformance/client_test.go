@@ -91,7 +91,7 @@ profiles:
 			var wg sync.WaitGroup
 			for range 20 {
 				wg.Go(func() {
-					if _, err := b.IssueToken(b.within(), &tokenbrokerv1.IssueTokenRequest{Profile: "machine"}); err != nil {
+					if _, err := b.ask("machine"); err != nil {
 						t.Errorf("issuing a token: %v", err)
 					}
 				})
@@ -271,7 +271,7 @@ profiles:
 	for profile := range refusals {
 		for range 10 {
 			wg.Go(func() {
-				_, err := b.IssueToken(b.within(), &tokenbrokerv1.IssueTokenRequest{Profile: profile})
+				_, err := b.ask(profile)
 				if got := reason(err); got != "CREDENTIALS_REJECTED" {
 					t.Errorf("%s is refused with %v, want CREDENTIALS_REJECTED", profile, err)
 				}
@@ -299,7 +299,7 @@ profiles:
 		t.Fatal(err)
 	}
 	b.process.Await("the right secret is used", 30*time.Second, func() bool {
-		_, err := b.IssueToken(b.within(), &tokenbrokerv1.IssueTokenRequest{Profile: "secret"})
+		_, err := b.ask("secret")
 		return err == nil
 	})
 	s.want("secret", 2)

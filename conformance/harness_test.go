@@ -345,21 +345,32 @@ func write(t testing.TB, name, content string) string {
 	return path
 }
 
-// within bounds a call. No call of these tests may take longer.
+// mostOfACall is how long a call may take: more than the broker lets one wait.
+const mostOfACall = 45 * time.Second
+
+// within bounds a call.
 func (r *replica) within() context.Context {
-	ctx, cancel := context.WithTimeout(r.t.Context(), 45*time.Second)
+	ctx, cancel := context.WithTimeout(r.t.Context(), mostOfACall)
 	r.t.Cleanup(cancel)
 	return ctx
+}
+
+// ask asks for a token. Any number of callers may.
+func (r *replica) ask(profile string, scopes ...string) (*tokenbrokerv1.Token, error) {
+	ctx, cancel := context.WithTimeout(r.t.Context(), mostOfACall)
+	defer cancel()
+	response, err := r.IssueToken(ctx, &tokenbrokerv1.IssueTokenRequest{Profile: profile, Scopes: scopes})
+	return response.GetToken(), err
 }
 
 // issue returns a token that must be had.
 func (r *replica) issue(profile string, scopes ...string) *tokenbrokerv1.Token {
 	r.t.Helper()
-	response, err := r.IssueToken(r.within(), &tokenbrokerv1.IssueTokenRequest{Profile: profile, Scopes: scopes})
+	token, err := r.ask(profile, scopes...)
 	if err != nil {
 		r.t.Fatalf("issuing a token for %s: %v\n%s", profile, err, r.process.Log())
 	}
-	return response.GetToken()
+	return token
 }
 
 // until asks for a token until the answer is what is waited for. It pauses like
@@ -367,8 +378,7 @@ func (r *replica) issue(profile string, scopes ...string) *tokenbrokerv1.Token {
 func (r *replica) until(what, profile string, done func(token *tokenbrokerv1.Token, err error) bool) {
 	r.t.Helper()
 	r.process.Await(what, time.Minute, func() bool {
-		response, err := r.IssueToken(r.within(), &tokenbrokerv1.IssueTokenRequest{Profile: profile})
-		return done(response.GetToken(), err)
+		return done(r.ask(profile))
 	})
 }
 
@@ -399,7 +409,7 @@ func (r *replica) refusal(profile string) (err error) {
 // refused fails the test unless a token is refused for the reason.
 func (r *replica) refused(profile, reason string) {
 	r.t.Helper()
-	_, err := r.IssueToken(r.within(), &tokenbrokerv1.IssueTokenRequest{Profile: profile})
+	_, err := r.ask(profile)
 	r.wantReason(err, reason)
 }
 

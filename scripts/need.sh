@@ -12,9 +12,9 @@ have() {
     cc) command -v "$(go env CC | cut -d' ' -f1)" >/dev/null && echo 'int main(void) { return 0; }' | $(go env CC) -x c -o /dev/null - >/dev/null 2>&1 ;;
     # 7.0 is the first that can build a Cluster the way the tests do.
     redis-server) command -v redis-server >/dev/null && redis-server --version | grep -Eq ' v=([7-9]|[1-9][0-9])\.' ;;
-    chromium) command -v chromium chromium-browser google-chrome >/dev/null ;; # any will do
     # 18 is the oldest that the third-party server supports.
     node) command -v node >/dev/null && node -e 'process.exit(parseInt(process.versions.node) >= 18 ? 0 : 1)' ;;
+    chromium) command -v chromium chromium-browser google-chrome >/dev/null ;; # any will do
     *) command -v "$1" >/dev/null ;;
   esac
 }
@@ -24,8 +24,8 @@ why() {
   case $1 in
     cc) echo "a C compiler, for the race detector" ;;
     redis-server) echo "redis-server 7.0 or newer, for the tests" ;;
-    chromium) echo "Chromium, for the tests of the console" ;;
     node) echo "Node.js 18 or newer, for the third-party authorization server" ;;
+    chromium) echo "Chromium, for the tests of the console" ;;
     *) echo "$1, for the tests" ;;
   esac
 }

@@ -304,7 +304,7 @@ func (s *consoleStage) screenshot(b *browser) {
 	if os.Getenv("UPDATE_SCREENSHOT") == "" {
 		return
 	}
-	b.run(chromedp.EmulateViewport(1200, 820))
+	b.run(chromedp.EmulateViewport(1200, 920))
 	ctx, cancel := b.within()
 	defer cancel()
 	png, err := chromedp.Run(ctx, chromedp.CaptureScreenshot())

@@ -46,8 +46,8 @@ const (
 	keeperLooks = time.Hour
 )
 
-// startKeepers starts the keepers that profiles need, goes on with those that there are,
-// and stops all others. b.configuring is held.
+// startKeepers starts the keepers that profiles need, which go on from those that
+// there are, and stops all others. b.configuring is held.
 func (b *Broker) startKeepers(configured []*Profile) {
 	kept := make(map[string]*keeper)
 	for _, p := range configured {
@@ -215,6 +215,9 @@ func (k *keeper) turn(ctx context.Context) (wait time.Duration) {
 // due is when something is to be done about the record.
 func (k *keeper) due(r secretRecord) time.Time {
 	due := k.renewalDue(r)
+	if rewrite := r.Written.Add(rewriteAfter + k.delay); r.Current != nil && rewrite.Before(due) {
+		due = rewrite
+	}
 	for _, s := range r.Previous {
 		if s.End.Before(due) {
 			due = s.End

@@ -38,6 +38,8 @@ type secretRecord struct {
 	// Attempts since the last success, and when there may be another one.
 	Attempts  int       `json:"attempts,omitempty"`
 	NotBefore time.Time `json:"not_before,omitzero"`
+	// Written is when the record was written last.
+	Written time.Time `json:"written"`
 }
 
 // clientSecret is a ClientSecret as the record has it.
@@ -64,6 +66,10 @@ const (
 	mostPrevious = 3
 	// recordSpare is how much longer than its secrets a record lives.
 	recordSpare = 400 * 24 * time.Hour
+
+	// rewriteAfter is how old a record gets at the most: each time it is sealed
+	// with the store's newest key, and an old one may be dropped.
+	rewriteAfter = 24 * time.Hour
 
 	// A failed attempt rests, and so does an intent: whoever goes on with it
 	// gives the one who had it the time to come back.
@@ -212,7 +218,7 @@ func (r *renewal) run(ctx context.Context) (secretRecord, error) {
 	}()
 	record, err := r.look(held)
 	if err == nil {
-		record, err = r.forget(held, record)
+		record, err = r.tidy(held, record)
 	}
 	if err == nil && record.Candidate != nil {
 		if record, err = r.introduce(held, record); err != nil || r.finish {
@@ -301,7 +307,8 @@ func (r *renewal) updateOnce(ctx context.Context, change func(*secretRecord) err
 		_, _ = r.b.store.Fail(ctx, lease, Failure{Kind: NoFailure}) // it ends by itself
 		return record, err
 	}
-	token, err := record.stored(time.Now())
+	record.Written = time.Now()
+	token, err := record.stored(record.Written)
 	if err != nil {
 		return record, err
 	}
@@ -451,6 +458,12 @@ func (r *renewal) introduce(ctx context.Context, record secretRecord) (secretRec
 	if err != nil {
 		return after, err
 	}
+	r.b.mu.Lock()
+	k := r.b.keepers[r.profile.secretsFamily()]
+	r.b.mu.Unlock()
+	if k != nil {
+		_ = k.read(ctx) // here at once; what fails here comes as the news of it
+	}
 	r.b.log.Info("client secret renewed", "profile", r.profile.Name, "description", candidate.Description, "end", candidate.End)
 	return after, nil
 }
@@ -491,12 +504,16 @@ func (r *renewal) vouch(ctx context.Context, record secretRecord) {
 	}
 }
 
-// forget takes the last step, for second choices that have ended.
-func (r *renewal) forget(ctx context.Context, record secretRecord) (secretRecord, error) {
-	if !record.forget(time.Now()) {
+// tidy takes the last step, for second choices that have ended, and writes a
+// record anew that has become old.
+func (r *renewal) tidy(ctx context.Context, record secretRecord) (secretRecord, error) {
+	now := time.Now()
+	switch {
+	case record.forget(now):
+		r.vouch(ctx, record)
+	case record.Current == nil || now.Before(record.Written.Add(rewriteAfter)):
 		return record, nil
 	}
-	r.vouch(ctx, record)
 	return r.update(ctx, func(s *secretRecord) error {
 		s.forget(time.Now())
 		return nil

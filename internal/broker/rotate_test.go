@@ -31,6 +31,8 @@ type vault struct {
 	// takes is how long a creation takes; slow is how long after it a secret
 	// is not known yet.
 	takes, slow time.Duration
+	// answers is how long a token request takes.
+	answers time.Duration
 	// lives is what secrets live whose end is not asked for.
 	lives time.Duration
 	// refuses what is asked of the administration, and loses its answers.
@@ -90,6 +92,7 @@ func (p *presenter) Issue(ctx context.Context, _ broker.Request) (*broker.Grant,
 	if err := p.at("issue"); err != nil {
 		return nil, err
 	}
+	time.Sleep(p.answers)
 	for _, s := range p.secrets {
 		if p.present(s) == nil {
 			p.mu.Lock()
@@ -380,6 +383,29 @@ func TestSecretIsRenewedBeforeItsEnd(t *testing.T) {
 	})
 }
 
+// TestRecordOfSecretsIsSealedAnew sees to it that no key of the store is needed
+// for long after it was replaced: a secret is renewed but twice a year.
+func TestRecordOfSecretsIsSealedAnew(t *testing.T) {
+	in(t, func(t *testing.T) {
+		v := newVault(5 * day)
+		f := start(t, 3, rotating(v, nil))
+		time.Sleep(time.Hour)
+		family, _ := broker.SecretFamilies(rotating(v, nil))
+		seen := make(map[string]bool)
+		for range 3 {
+			r, err := f.store.Look(t.Context(), family, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen[r.Token.Access.ID()] = true
+			time.Sleep(day + time.Hour)
+		}
+		if _, _, created := v.counts(); len(seen) != 3 || created != 1 {
+			t.Errorf("in three days the record was written %d times, and %d secrets created", len(seen), created)
+		}
+	})
+}
+
 // TestRestartAfterTheConfiguredSecretEnded starts replicas that know but a dead
 // secret, beside a store that has the living one.
 func TestRestartAfterTheConfiguredSecretEnded(t *testing.T) {
@@ -465,6 +491,33 @@ func TestOldSecretIsSecondChoiceUntilItsEnd(t *testing.T) {
 		}
 		if _, refused, _ := v.counts(); refused != 1 {
 			t.Errorf("the client was refused %d times, want the newest secret once", refused)
+		}
+	})
+}
+
+// TestRotatedSecretNeedsNoTrial has all replicas ask for much with the new
+// secret at once: it is proven for all of them.
+func TestRotatedSecretNeedsNoTrial(t *testing.T) {
+	in(t, func(t *testing.T) {
+		v := newVault(5 * day)
+		f := start(t, 3, rotating(v, nil))
+		if _, err := f.replicas[0].RotateClientSecret(t.Context(), "invoices", "", time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		v.answers = 2 * time.Second
+		began := time.Now()
+		var wg sync.WaitGroup
+		for i, s := range subsets {
+			wg.Go(func() {
+				if _, _, err := f.replicas[i%3].Issue(t.Context(), "invoices", s, broker.Demand{}); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if took := time.Since(began); took > v.answers+time.Second {
+			t.Errorf("%d families took %v, want all at once: %v", len(subsets), took, v.answers)
 		}
 	})
 }

@@ -50,6 +50,19 @@ func TestSignInIsStartedHereAndCompletedThere(t *testing.T) {
 	})
 }
 
+func TestTokenOfASignInIsRenewedBeforeItsEnd(t *testing.T) {
+	in(t, func(t *testing.T) {
+		d := newDoor()
+		f := start(t, 1, d.profile())
+		f.signsIn(t, d, ann)
+		first, _ := f.ask(t, broker.Demand{})
+		time.Sleep(time.Until(first.ExpireTime) - time.Minute)
+		if token, source := f.ask(t, broker.Demand{}); token.ID == first.ID || source != broker.FromMemory {
+			t.Errorf("a minute before its end the token is the same: %v, from %v", token.ID == first.ID, source)
+		}
+	})
+}
+
 func TestStateIsGoodForOneSignIn(t *testing.T) {
 	browser := broker.NewSecret("browser")
 	for name, c := range map[string]struct {

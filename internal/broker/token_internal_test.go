@@ -22,6 +22,23 @@ func TestTokenOfAMachineThatSlept(t *testing.T) {
 	}
 }
 
+// A lease is over when it is over by one of the clocks, whatever the watchdog
+// has noticed.
+func TestLeaseOfAMachineThatSlept(t *testing.T) {
+	const slept = 3 * time.Hour
+	for _, asleep := range []bool{false, true} {
+		start := time.Now()
+		if asleep && !testclock.Suspend(&start, slept) {
+			t.Fatal("the lease's begin has no monotonic reading: this test shows nothing")
+		}
+		held, lasts, release := (&Broker{}).hold(t.Context(), nil, Lease{Length: time.Hour}, start)
+		defer release()
+		if lasts() == asleep || held.Err() != nil {
+			t.Errorf("asleep: %v, lasts: %v, watchdog: %v", asleep, lasts(), held.Err())
+		}
+	}
+}
+
 func TestTimesOfATokenAreInOrder(t *testing.T) {
 	start := time.Now()
 	for _, c := range []struct{ life, left, maxAge time.Duration }{

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 )
@@ -129,11 +130,12 @@ func statusOf(r broker.Reason) int {
 
 // sentence makes one of an error's text.
 func sentence(text string) string {
-	text = plain(text, 2000)
+	text = strings.TrimSuffix(plain(text, 2000), ".")
 	if text == "" {
 		return ""
 	}
-	return strings.ToUpper(text[:1]) + text[1:] + "."
+	first, n := utf8.DecodeRuneInString(text)
+	return string(unicode.ToUpper(first)) + text[n:] + "."
 }
 
 // plain cuts foreign text to size, and takes out what is not seen or changes

@@ -52,7 +52,7 @@ func (v *view) state() {
 	case broker.Ready:
 		set("OK", "✓", "good", "")
 	case broker.BackingOff:
-		set("Backing off", "↻", "warn", "Mend what the error names. Attempts go on by themselves.")
+		set("Backing off", "↻", "warn", "Mend what the error names. The next attempt comes by itself, or with the next call.")
 		if next := v.LastError.NextAttempt; !next.IsZero() {
 			v.Word = "Backing off until " + next.UTC().Format("15:04:05") + " UTC"
 		}

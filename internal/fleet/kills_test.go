@@ -63,7 +63,7 @@ func sum(outcomes []outcome) {
 	total := count{}
 	for _, server := range []string{"grace", "strict"} {
 		for _, signal := range []string{"SIGKILL", "SIGSTOP"} {
-			for _, p := range phases {
+			for _, p := range []phase{unsent, onTheWay, inHand, unsaved, saved, putOff} {
 				if c := rows[row{server, signal, p}]; c.runs > 0 {
 					fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%d\n", server, signal, p, c.runs, c.twice, c.gone)
 					total = count{total.runs + c.runs, total.twice + c.twice, total.gone + c.gone}

@@ -237,3 +237,80 @@ func TestCreationIsNeverRepeated(t *testing.T) {
 		t.Errorf("the client has %d secrets, want the first and the lost one", len(shown))
 	}
 }
+
+// rotating has the profile invoices renew its secret, by the right of admin.
+func (r *rig) rotating() {
+	config := func(name, client string, secrets ...broker.Secret) *broker.Profile {
+		p, err := vantage.NewProfile(vantage.Config{
+			Name: name, BaseURL: r.url, TenantID: sandbox.DemoTenant, ClientID: client, FingerprintKey: []byte("a key of thirty-two bytes, fixed"),
+			ClientSecrets: append(secrets, broker.NewSecret(r.vantage.ClientSecret(client))), Scopes: []string{"openid", "permissions"},
+		})
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		return p
+	}
+	rotated := config("invoices", "invoices")
+	rotated.Rotation = &broker.SecretRotation{
+		Before: 30 * day, Lifetime: 100 * day, AdminProfile: "admin",
+		With: func(s []broker.Secret) (*broker.Profile, error) { return config("invoices", "invoices", s...), nil },
+	}
+	r.broker.Configure([]*broker.Profile{rotated, config("admin", "admin"), config("plain", "invoices")})
+}
+
+func TestRotateClientSecret(t *testing.T) {
+	r := newRig(t, rigOptions{})
+	r.rotating()
+	rotate := func(q *pb.RotateClientSecretRequest) *pb.RotateClientSecretResponse {
+		t.Helper()
+		out, err := r.admin().RotateClientSecret(within(t, 10*time.Second), q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if out.GetDelivery() != pb.SecretDelivery_SECRET_DELIVERY_STORE || out.GetStartTime() == nil {
+			t.Errorf("got %v", out)
+		}
+		return out
+	}
+	first := rotate(&pb.RotateClientSecretRequest{Profile: "invoices"})
+	if life := time.Until(first.GetExpireTime().AsTime()); life < 99*day || life > 100*day || first.GetPreviousExpireTime() != nil {
+		t.Errorf("got %v, want the lifetime of the configuration", first)
+	}
+	end := time.Now().Add(2 * day).Truncate(time.Millisecond)
+	second := rotate(&pb.RotateClientSecretRequest{Profile: "invoices", AdminProfile: "admin", ExpireTime: timestamppb.New(end)})
+	if !second.GetExpireTime().AsTime().Equal(end) || !second.GetPreviousExpireTime().AsTime().Equal(first.GetExpireTime().AsTime()) {
+		t.Errorf("got %v after %v", second, first)
+	}
+	if err := r.vantage.SetClientSecret("invoices", "another"); err != nil { // none of before is left
+		t.Fatal(err)
+	}
+	_, err := r.tokens().IssueToken(within(t, 10*time.Second), &pb.IssueTokenRequest{Profile: "invoices", Scopes: []string{"openid"}})
+	if d := detailsOf(err); d.info.Reason != "CREDENTIALS_REJECTED" || !strings.Contains(d.text, "each of the 3 client secrets") {
+		t.Errorf("got %v %q, want each of the secrets refused", d.info.Reason, d.text)
+	}
+}
+
+func TestRotationIsRefused(t *testing.T) {
+	for name, tc := range map[string]struct {
+		request *pb.RotateClientSecretRequest
+		code    codes.Code
+		reason  string
+		about   string
+	}{
+		"nowhere to put it":    {&pb.RotateClientSecretRequest{Profile: "plain", AdminProfile: "admin"}, codes.InvalidArgument, "INVALID_REQUEST", "plain"},
+		"no administrator":     {&pb.RotateClientSecretRequest{Profile: "invoices", AdminProfile: "plain"}, codes.FailedPrecondition, "CREDENTIALS_REJECTED", "invoices"},
+		"no such profile":      {&pb.RotateClientSecretRequest{Profile: "nobody"}, codes.PermissionDenied, "CALLER_DENIED", "nobody"},
+		"admin is not allowed": {&pb.RotateClientSecretRequest{Profile: "invoices", AdminProfile: "secret"}, codes.PermissionDenied, "CALLER_DENIED", "secret"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, rigOptions{policy: []service.Rule{{Callers: []string{"anonymous"}, Profiles: []string{"invoices", "plain", "admin", "nobody"}, Allow: []string{"admin", "issue"}}}})
+			r.rotating()
+			_, err := r.admin().RotateClientSecret(within(t, 10*time.Second), tc.request)
+			wantFailure(t, err, tc.code, tc.reason, tc.about)
+			if _, err := r.tokens().IssueToken(within(t, 10*time.Second), &pb.IssueTokenRequest{Profile: "invoices"}); err != nil {
+				t.Errorf("the profile does not go on: %v", err)
+			}
+		})
+	}
+}

@@ -1508,8 +1508,8 @@ type RotateClientSecretRequest struct {
 	// Optional. The Vantage profile whose token authorizes the call, as in CreateClientRequest; the caller needs the
 	// operation "admin" on it too. Default: empty, the profile itself.
 	AdminProfile string `protobuf:"bytes,2,opt,name=admin_profile,json=adminProfile,proto3" json:"admin_profile,omitempty"`
-	// Optional. When the new secret ends: between 1 day and 3 years (1,096 days) after now. Default: not set, which means
-	// six months after its creation.
+	// Optional. When the new secret ends: between 1 day and 3 years (1,096 days) after now. Default: not set, what
+	// secret_rotation of the profile says, or else six months after its creation.
 	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
