@@ -14,7 +14,6 @@ import (
 	"encoding/base64"
 	"encoding/pem"
 	"io"
-	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -76,16 +75,6 @@ func x25519(t testing.TB) *ecdh.PrivateKey {
 func clientPair(t testing.TB) (certificate []byte, key broker.Secret) {
 	certificate, private := testca.PEM(t, testca.New(t).Leaf(testca.Named("tester")))
 	return certificate, broker.NewSecret(string(private))
-}
-
-// datedPair is valid for the first day of a year.
-func datedPair(t testing.TB, year int) (certificate []byte, key broker.Secret) {
-	t.Helper()
-	private := p256(t)
-	start := time.Date(year, 1, 1, 0, 0, 0, 0, time.UTC)
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: start, NotAfter: start.AddDate(0, 0, 1)}
-	der := made[[]byte](t)(x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private))
-	return []byte(block("CERTIFICATE", der)), broker.NewSecret(keyPEM(t, private))
 }
 
 // With each method the server sees the client once, and nasty characters whole.

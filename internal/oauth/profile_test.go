@@ -295,8 +295,6 @@ func TestProfileMistakes(t *testing.T) {
 		"certificate holds no certificate in PEM":                tlsAuth(nil, key),
 		"certificate is damaged":                                 tlsAuth([]byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"), key),
 		"certificate does not belong to private_key":             tlsAuth(certificate, otherKey),
-		"certificate has expired on 2020-01-02T00:00:00Z: renew": tlsAuth(datedPair(t, 2020)),
-		"certificate is not valid before 2999-01-01T00:00:00Z":   tlsAuth(datedPair(t, 2999)),
 		`the grant "" is not one of`:                             func(c *oauth.ProfileConfig) { c.GrantType = "" },
 		"password.username is empty":                             func(c *oauth.ProfileConfig) { c.GrantType = broker.Password; c.Password = key },
 		"password.password is empty":                             func(c *oauth.ProfileConfig) { c.GrantType = broker.Password; c.Username = broker.NewSecret("u") },
