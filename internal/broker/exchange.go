@@ -108,7 +108,7 @@ func (b *Broker) complete(ctx context.Context, p *profile, s started, c Callback
 	if b.reach.observe(err); err != nil {
 		return nil, startAgain(storeUnavailable(p.Profile, "signing in for", err))
 	}
-	g, err := a.exchange(ctx, authorizer, CodeExchange{Code: c.Code, Verifier: NewSecret(s.Verifier)})
+	g, err := a.exchange(ctx, CodeExchange{Code: c.Code, Verifier: NewSecret(s.Verifier)})
 	if err != nil {
 		return nil, err
 	}
@@ -166,7 +166,8 @@ func (b *Broker) signIn(p *profile) *attempt {
 }
 
 // exchange makes the one request, when the client may make one.
-func (a *attempt) exchange(ctx context.Context, authorizer Authorizer, x CodeExchange) (*Grant, error) {
+func (a *attempt) exchange(ctx context.Context, x CodeExchange) (*Grant, error) {
+	a.f.awaitSecrets(ctx, a.e)
 	p, b := a.f.profile, a.e.b
 	pass, failure, err := p.gate.enter(ctx, b, p, true)
 	switch {
@@ -180,7 +181,7 @@ func (a *attempt) exchange(ctx context.Context, authorizer Authorizer, x CodeExc
 	}
 	defer pass.leave()
 	a.sent = time.Now()
-	g, err := authorizer.Exchange(context.WithoutCancel(pass.ctx), x)
+	g, err := p.Issuer.(Authorizer).Exchange(context.WithoutCancel(pass.ctx), x)
 	a.took = time.Since(a.sent)
 	if err != nil {
 		return nil, a.refused(ctx, pass, asIssueError(err))

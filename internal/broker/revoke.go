@@ -156,6 +156,9 @@ func (e *entry) current(ctx context.Context) (*Token, error) {
 // revoke asks the server, and tells the store when it has confirmed. It returns
 // what the server said.
 func (b *Broker) revoke(ctx context.Context, p *profile, e *entry, token Secret, confirm bool) (confirmed bool, said string) {
+	f := &flight{profile: p}
+	f.awaitSecrets(ctx, e)
+	p = f.profile
 	revoker, ok := p.Issuer.(Revoker)
 	if !ok {
 		return false, "the authorization server offers no revocation"

@@ -434,6 +434,67 @@ func TestRestartAfterTheConfiguredSecretEnded(t *testing.T) {
 	})
 }
 
+// visitor is a presenter that exchanges codes and revokes tokens, too.
+type visitor struct{ *presenter }
+
+func (visitor) AuthorizationURL(context.Context, broker.AuthorizationRequest) (string, error) {
+	return "https://id.example.com/authorize", nil
+}
+func (visitor) CheckIssuer(context.Context, string) error { return nil }
+func (visitor) RedirectURL() string                       { return "https://broker.example.com/oauth/callback" }
+
+func (v visitor) Exchange(ctx context.Context, _ broker.CodeExchange) (*broker.Grant, error) {
+	return v.Issue(ctx, broker.Request{})
+}
+
+func (v visitor) Revoke(ctx context.Context, _ broker.Secret, _ broker.TokenKind) error {
+	_, err := v.Issue(ctx, broker.Request{})
+	return err
+}
+
+// A sign-in and a revocation know the living secret as well, though they come
+// before any token request.
+func TestSignInAfterTheConfiguredSecretEnded(t *testing.T) {
+	in(t, func(t *testing.T) {
+		v := newVault(day)
+		f := start(t, 1, rotating(v, nil))
+		time.Sleep(2 * day)
+		f.stop()
+		visited := func(p *broker.Profile) *broker.Profile {
+			p.GrantType, p.RefreshTokens = broker.AuthorizationCode, true
+			p.Issuer = visitor{p.Issuer.(*presenter)}
+			return p
+		}
+		p := visited(rotating(v, nil))
+		with := p.Rotation.With
+		p.Rotation.With = func(secrets []broker.Secret) (*broker.Profile, error) {
+			p, err := with(secrets)
+			return visited(p), err
+		}
+		for range 2 { // each knows nothing yet
+			b := broker.New(f.store, broker.Options{})
+			defer b.Close()
+			b.Configure([]*broker.Profile{p})
+			s, err := b.StartAuthorization(t.Context(), "invoices", broker.Secret{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := b.CompleteAuthorization(t.Context(), broker.Callback{State: s.State, Code: broker.NewSecret("code")}); err != nil {
+				t.Error(err)
+			}
+		}
+		b := broker.New(f.store, broker.Options{})
+		defer b.Close()
+		b.Configure([]*broker.Profile{p})
+		if r, err := b.Revoke(t.Context(), "invoices", nil, ""); err != nil || !r.Confirmed {
+			t.Errorf("revoked %+v, %v", r, err)
+		}
+		if _, refused, _ := v.counts(); refused > 0 {
+			t.Errorf("%d refusals", refused)
+		}
+	})
+}
+
 func TestWithoutTheStoreTheConfiguredSecretIsUsed(t *testing.T) {
 	in(t, func(t *testing.T) {
 		v := newVault(5 * day)
