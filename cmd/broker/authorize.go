@@ -121,7 +121,8 @@ func callbackOf(address, state string) (*pb.CompleteAuthorizationRequest, error)
 // is kept as an age.
 const consentClock = 5 * time.Second
 
-// awaitConsent returns the profile once its consent is a later one than before.
+// awaitConsent returns the profile once its consent is a later one than before, or
+// its token one that nobody's consent renews.
 func awaitConsent(ctx context.Context, admin pb.ProfileAdminClient, before *pb.Profile, until time.Time) (*pb.Profile, error) {
 	poll := time.NewTicker(time.Second)
 	defer poll.Stop()
@@ -136,7 +137,9 @@ func awaitConsent(ctx context.Context, admin pb.ProfileAdminClient, before *pb.P
 			return nil, err
 		}
 		now := r.GetProfile()
-		if start := now.GetConsentStartTime(); start != nil && start.AsTime().Sub(before.GetConsentStartTime().AsTime()) > consentClock {
+		switch start := now.GetConsentStartTime(); {
+		case start != nil && start.AsTime().Sub(before.GetConsentStartTime().AsTime()) > consentClock,
+			start == nil && now.GetTokenId() != "" && now.GetTokenId() != before.GetTokenId():
 			return now, nil
 		}
 	}

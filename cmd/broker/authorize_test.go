@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -9,8 +10,15 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/tokenbroker/tokenbroker/internal/vantage/sandbox"
+
+	pb "github.com/tokenbroker/tokenbroker/gen/tokenbroker/v1"
 )
 
 // terminal is a "broker authorize" under way.
@@ -141,4 +149,46 @@ func TestAddressThatASignInEndedAt(t *testing.T) {
 			}
 		})
 	}
+}
+
+// looks answers GetProfile with one profile after the other, and with the last
+// from then on.
+type looks struct {
+	pb.ProfileAdminClient
+	profiles []*pb.Profile
+}
+
+func (l *looks) GetProfile(context.Context, *pb.GetProfileRequest, ...grpc.CallOption) (*pb.GetProfileResponse, error) {
+	p := l.profiles[0]
+	if len(l.profiles) > 1 {
+		l.profiles = l.profiles[1:]
+	}
+	return &pb.GetProfileResponse{Profile: p}, nil
+}
+
+// The end of a sign-in is noticed, also of one that brings no refresh token.
+func TestEndOfASignInIsNoticed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := timestamppb.Now()
+		later := timestamppb.New(began.AsTime().Add(time.Minute))
+		nobody, old := &pb.Profile{}, &pb.Profile{TokenId: "1", ConsentStartTime: began}
+		for name, tc := range map[string]struct {
+			before, then *pb.Profile
+			ends         bool
+		}{
+			"the first one":             {nobody, &pb.Profile{TokenId: "2", ConsentStartTime: began}, true},
+			"another one":               {old, &pb.Profile{TokenId: "2", ConsentStartTime: later}, true},
+			"without a refresh token":   {nobody, &pb.Profile{TokenId: "2"}, true},
+			"no refresh token any more": {old, &pb.Profile{TokenId: "2"}, true},
+			"nothing":                   {nobody, nobody, false},
+			"a renewal":                 {old, &pb.Profile{TokenId: "2", ConsentStartTime: began}, false},
+			"a consent that ended":      {old, &pb.Profile{TokenId: "1"}, false},
+			"a revocation":              {old, nobody, false},
+		} {
+			got, err := awaitConsent(t.Context(), &looks{profiles: []*pb.Profile{tc.before, tc.then}}, tc.before, time.Now().Add(10*time.Minute))
+			if (err == nil) != tc.ends || tc.ends && got != tc.then {
+				t.Errorf("%s: %v, %v", name, got, err)
+			}
+		}
+	})
 }
