@@ -68,10 +68,6 @@ type ProfileConfig struct {
 	// ScopeWithCode sends the scopes with the code too, for servers that want
 	// that; RFC 6749 section 4.1.3 knows no scope there.
 	ScopeWithCode bool
-	// ScopeWithRefresh sends the scopes with each refresh token too. Without any
-	// they stay as granted (RFC 6749 section 6), also when the profile wants less
-	// by now.
-	ScopeWithRefresh bool
 	// UnauthorizedRefuses takes a 401 without an OAuth error code, unless it is
 	// a page, for a refusal of the client. It is for servers that answer so; in
 	// front of others there may be a gateway that does.
