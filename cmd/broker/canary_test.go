@@ -24,6 +24,9 @@ import (
 const (
 	canarySecret = "canary+secret/with=odd&characters%7f-5b1d9c"
 	canaryToken  = "canary.access.token-9e8d7c6b5a4f3e2d1c0b"
+	canaryCode   = "CANARYCODE3F2E1D0C9B8A"
+	// What a sign-in brings to stay.
+	canaryRefresh = "canary.refresh-7a6b5c4d3e2f"
 )
 
 // traitor is an authorization server that repeats what it was told wherever it
@@ -32,6 +35,8 @@ type traitor struct {
 	mu   sync.Mutex
 	mode string
 	n    int
+	// verifiers that came with codes.
+	verifiers []string
 }
 
 func (t *traitor) set(mode string) {
@@ -53,6 +58,11 @@ func (t *traitor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	t.mu.Unlock()
 	body, _ := io.ReadAll(r.Body)
 	told, _ := url.ParseQuery(string(body))
+	if v := told.Get("code_verifier"); v != "" {
+		t.mu.Lock()
+		t.verifiers = append(t.verifiers, v)
+		t.mu.Unlock()
+	}
 	secret := told.Get("client_secret")
 	if secret != canarySecret {
 		mode = "refuse" // the test itself is wrong: no token, and it will notice
@@ -62,7 +72,11 @@ func (t *traitor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	switch mode {
 	case "good":
-		fmt.Fprintf(w, `{"access_token":%q,"expires_in":3600,"scope":%q}`, canaryToken, "openid "+secret)
+		refresh := ""
+		if told.Get("code") != "" {
+			refresh = fmt.Sprintf(`,"refresh_token":%q,"id_token":%q`, canaryRefresh, secret)
+		}
+		fmt.Fprintf(w, `{"access_token":%q,"expires_in":3600,"scope":%q%s}`, canaryToken, "openid "+secret, refresh)
 	case "description":
 		w.WriteHeader(http.StatusBadRequest)
 		fmt.Fprintf(w, `{"error":"invalid_scope","error_description":%q,"error_hint":%q}`, echo, echo)
@@ -107,7 +121,9 @@ func TestCanary(t *testing.T) {
 	p := start(t, s.config("  - name: from-env",
 		"    vantage: {base_url: \""+web.URL+"\", client_id: b, client_secret: {env: CANARY}, client_credentials: {}}",
 		"  - name: literal",
-		"    vantage: {base_url: \""+web.URL+"\", client_id: c, client_secret: {value: \""+canarySecret+"\"}, client_credentials: {}}"),
+		"    vantage: {base_url: \""+web.URL+"\", client_id: c, client_secret: {value: \""+canarySecret+"\"}, client_credentials: {}}",
+		"  - name: consent",
+		"    vantage: {base_url: \""+web.URL+"\", client_id: d, client_secret: {env: CANARY}, authorization_code: {redirect_url: \"http://127.0.0.1/oauth/callback\"}}"),
 		"CANARY="+canarySecret)
 	conn := p.dial()
 	tokens, admin := pb.NewTokenBrokerClient(conn), pb.NewProfileAdminClient(conn)
@@ -141,6 +157,11 @@ func TestCanary(t *testing.T) {
 				fmt.Fprintf(&seen, "%+v\n", d)
 			}
 		}
+		err := signInWith(t.Context(), admin, "consent", canaryCode)
+		if (mode == "good") != (err == nil) {
+			t.Fatalf("%s: signing in: %v", mode, err)
+		}
+		fmt.Fprintln(&seen, prototext.Format(status.Convert(err).Proto()))
 		list, err := admin.ListProfiles(t.Context(), &pb.ListProfilesRequest{})
 		if err != nil {
 			t.Fatal(err)
@@ -148,7 +169,7 @@ func TestCanary(t *testing.T) {
 		for _, profile := range list.GetProfiles() {
 			fmt.Fprintln(&seen, prototext.Format(profile))
 		}
-		for _, path := range []string{"/metrics", "/readyz", "/healthz", "/"} {
+		for _, path := range []string{"/metrics", "/readyz", "/healthz", "/", "/profiles/consent"} {
 			_, page := p.get(path)
 			seen.WriteString(page)
 		}
@@ -174,7 +195,13 @@ func TestCanary(t *testing.T) {
 	}
 	seen.WriteString(p.log.String())
 
+	if len(server.verifiers) == 0 {
+		t.Error("no sign-in came as far as the authorization server")
+	}
 	for what, pattern := range map[string]string{
+		"the code":              canaryCode,
+		"the refresh token":     regexp.QuoteMeta(canaryRefresh),
+		"a verifier":            strings.Join(server.verifiers, "|"),
 		"the secret":            regexp.QuoteMeta(canarySecret),
 		"the encoded secret":    regexp.QuoteMeta(url.QueryEscape(canarySecret)),
 		"the secret in base64":  regexp.QuoteMeta(base64.RawStdEncoding.EncodeToString([]byte(canarySecret))[:20]),
@@ -188,4 +215,17 @@ func TestCanary(t *testing.T) {
 			t.Errorf("%s leaked: %q", what, all[max(0, at[0]-80):min(len(all), at[1]+40)])
 		}
 	}
+}
+
+// signInWith starts a sign-in, and ends it with the code.
+func signInWith(ctx context.Context, admin pb.ProfileAdminClient, profile, code string) error {
+	if _, err := admin.ResetProfile(ctx, &pb.ResetProfileRequest{Profile: profile}); err != nil {
+		return err
+	}
+	began, err := admin.StartAuthorization(ctx, &pb.StartAuthorizationRequest{Profile: profile})
+	if err != nil {
+		return err
+	}
+	_, err = admin.CompleteAuthorization(ctx, &pb.CompleteAuthorizationRequest{State: began.GetState(), Code: code})
+	return err
 }

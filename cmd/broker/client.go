@@ -80,13 +80,9 @@ func (c *client) credentials() (credentials.TransportCredentials, error) {
 	}
 	settings := &tls.Config{MinVersion: tls.VersionTLS12}
 	if c.ca != "" {
-		pem, err := os.ReadFile(c.ca)
-		if err != nil {
-			return nil, fmt.Errorf("reading --ca: %w", err)
-		}
-		settings.RootCAs = x509.NewCertPool()
-		if !settings.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("reading --ca: %s holds no PEM certificate", c.ca)
+		var err error
+		if settings.RootCAs, err = authorities(c.ca); err != nil {
+			return nil, err
 		}
 	}
 	if (c.certificate == "") != (c.privateKey == "") {
@@ -100,6 +96,19 @@ func (c *client) credentials() (credentials.TransportCredentials, error) {
 		settings.Certificates = []tls.Certificate{pair}
 	}
 	return credentials.NewTLS(settings), nil
+}
+
+// authorities reads what --ca names.
+func authorities(path string) (*x509.CertPool, error) {
+	pem, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading --ca: %w", err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("reading --ca: %s holds no PEM certificate", path)
+	}
+	return roots, nil
 }
 
 func isLocal(address string) bool {

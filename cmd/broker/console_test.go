@@ -332,6 +332,9 @@ func TestConsoleOverTLS(t *testing.T) {
 	}
 	config("admin")
 	p := start(t, s.path("config.yaml"))
+	if got := command(t, "healthcheck", "--admin-address", p.admin, "--ca", s.path("ca.pem")); got.status != 0 || got.stdout != "ready\n" {
+		t.Errorf("healthcheck: %+v", got)
+	}
 	// get is the status of a page for somebody with these certificates and token.
 	get := func(path, token string, certificates ...tls.Certificate) (int, string) {
 		client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{

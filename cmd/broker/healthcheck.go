@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net/http"
@@ -18,13 +19,22 @@ func newHealthcheck() *cobra.Command {
 	if v, ok := os.LookupEnv("BROKER_ADMIN_ADDRESS"); ok {
 		address = v
 	}
+	var ca, serverName string
 	cmd := &cobra.Command{
 		Use:   "healthcheck",
 		Short: "Ask a running broker whether it can answer calls; for container probes",
 		Long:  "Ask a running broker whether it can answer calls, over its admin address. Exit\nstatus 0 means yes. Made for container probes, which cannot present a client\ncertificate to the gRPC port.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{}} // no proxy
-			r, err := client.Get("http://" + address + "/readyz")
+			transport, scheme := &http.Transport{}, "http://" // no proxy
+			if ca != "" {
+				roots, err := authorities(ca)
+				if err != nil {
+					return usageError{err}
+				}
+				transport.TLSClientConfig, scheme = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots, ServerName: serverName}, "https://"
+			}
+			client := http.Client{Timeout: 5 * time.Second, Transport: transport}
+			r, err := client.Get(scheme + address + "/readyz")
 			if err != nil {
 				return fmt.Errorf("asking the broker at %s: %w", address, err)
 			}
@@ -42,5 +52,7 @@ func newHealthcheck() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&address, "admin-address", address, "the broker's admin address ($BROKER_ADMIN_ADDRESS)")
+	cmd.Flags().StringVar(&ca, "ca", "", "where the admin address has TLS: CA certificates that its certificate is checked against, a PEM file")
+	cmd.Flags().StringVar(&serverName, "server-name", "", "the name in that certificate, where it is not the address")
 	return cmd
 }

@@ -55,8 +55,8 @@ type Completion struct {
 	// Account that has signed in.
 	Account Account
 	// Ticket is empty when the grant is in use. Otherwise the profile works
-	// with a grant of another account, Previous: Confirm or Abandon, within
-	// ten minutes.
+	// with a grant of another account, Previous, than anybody has agreed to
+	// replace: Confirm or Abandon, within ten minutes.
 	Ticket   string
 	Previous Account
 }

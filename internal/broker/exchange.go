@@ -21,18 +21,22 @@ func (b *Broker) CompleteAuthorization(ctx context.Context, c Callback) (*Comple
 	})
 }
 
-// ConfirmAuthorization makes the grant that a ticket stands for the profile's.
-// Allowed is as in Callback.
+// ConfirmAuthorization makes the grant that a ticket stands for the profile's. If
+// a third account has come meanwhile, there is another ticket. Allowed is as in
+// Callback.
 func (b *Broker) ConfirmAuthorization(ctx context.Context, ticket string, allowed func(profile string) bool) (*Completion, error) {
 	return b.aside(ctx, func(ctx context.Context) (*Completion, error) {
 		a, h, err := b.takeUp(ctx, ticket, allowed)
 		if err != nil {
 			return nil, err
 		}
-		if err := a.install(ctx, h.grant()); err != nil {
-			return nil, withProfile(err, a.f.profile)
+		now, err := a.look(ctx)
+		agreed := err != nil || now.Consent.isOf(h.Previous) // without the store, what was asked stands
+		done, err := a.conclude(ctx, h.grant(), now.Consent, agreed)
+		if err == nil && done.Ticket == "" {
+			done.Previous = h.Previous
 		}
-		return &Completion{Profile: h.Profile, Account: h.Account, Previous: h.Previous}, nil
+		return done, withProfile(err, a.f.profile)
 	})
 }
 
@@ -92,27 +96,42 @@ func withProfile(err error, p *profile) error {
 }
 
 // complete exchanges the code. Whose grant the profile has is asked before, while
-// an answer of the store may still be waited for.
+// an answer of the store may still be waited for, and once more when the server
+// has answered: somebody else may have signed in meanwhile.
 func (b *Broker) complete(ctx context.Context, p *profile, s started, c Callback) (*Completion, error) {
 	authorizer := p.Issuer.(Authorizer)
 	if err := authorizer.CheckIssuer(ctx, c.Issuer); err != nil {
 		return nil, b.wrongIssuer(p, asIssueError(err))
 	}
-	var before Record
-	err := thrice(ctx, func(ctx context.Context) (err error) {
-		before, err = b.store.Look(ctx, p.own.family, p.own.slot)
-		return err
-	})
+	a := b.signIn(p)
+	has, err := a.look(ctx)
 	if b.reach.observe(err); err != nil {
 		return nil, startAgain(storeUnavailable(p.Profile, "signing in for", err))
 	}
-	a := b.signIn(p)
 	g, err := a.exchange(ctx, authorizer, CodeExchange{Code: c.Code, Verifier: NewSecret(s.Verifier)})
 	if err != nil {
 		return nil, err
 	}
-	done := &Completion{Profile: p.Name, Account: g.Account}
-	if old := before.Consent; old.lives() && old.Account.Subject != "" && old.Account.Subject != g.Account.Subject && !c.ReplaceAccount {
+	if now, err := a.look(ctx); err == nil {
+		has = now
+	}
+	return a.conclude(ctx, g, has.Consent, c.ReplaceAccount)
+}
+
+// look is what the store has of the profile.
+func (a *attempt) look(ctx context.Context) (r Record, err error) {
+	err = thrice(ctx, func(ctx context.Context) (err error) {
+		r, err = a.e.b.store.Look(ctx, a.e.family, a.e.slot)
+		return err
+	})
+	return r, err
+}
+
+// conclude makes the grant the profile's. If that works with a grant of another
+// account, which nobody has agreed to replace, it is set aside instead.
+func (a *attempt) conclude(ctx context.Context, g *Grant, old *Consent, agreed bool) (done *Completion, err error) {
+	done = &Completion{Profile: a.f.profile.Name, Account: g.Account}
+	if !agreed && old.lives() && old.Account.Subject != "" && !old.isOf(g.Account) {
 		done.Previous = old.Account
 		done.Ticket, err = a.setAside(ctx, g, old.Account)
 	} else {

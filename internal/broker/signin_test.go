@@ -562,3 +562,56 @@ func TestDeadGrantIsToldToAllAndEndsForAll(t *testing.T) {
 		}
 	})
 }
+
+// A question is about one account: when a third has come meanwhile, it is asked
+// again.
+func TestAnotherAccountThatCameMeanwhileIsAskedAbout(t *testing.T) {
+	carol := broker.Account{Subject: "3", Name: "carol@example.com"}
+	t.Run("before the answer", func(t *testing.T) {
+		in(t, func(t *testing.T) {
+			d := newDoor()
+			f := start(t, 2, d.profile())
+			f.signsIn(t, d, ann)
+			first, second := f.signsIn(t, d, bob), f.signsIn(t, d, carol)
+			if _, err := f.replicas[0].ConfirmAuthorization(t.Context(), second.Ticket, nil); err != nil {
+				t.Fatal(err)
+			}
+			again, err := f.replicas[0].ConfirmAuthorization(t.Context(), first.Ticket, nil)
+			if err != nil || again.Ticket == "" || again.Account != bob || again.Previous != carol {
+				t.Fatalf("%+v, %v", again, err)
+			}
+			if s, _ := f.replicas[1].Status(t.Context(), "invoices"); s.Account != carol {
+				t.Errorf("%+v", s)
+			}
+			if done, err := f.replicas[1].ConfirmAuthorization(t.Context(), again.Ticket, nil); err != nil || done.Ticket != "" {
+				t.Fatalf("%+v, %v", done, err)
+			}
+			if s, _ := f.replicas[0].Status(t.Context(), "invoices"); s.Account != bob {
+				t.Errorf("%+v", s)
+			}
+		})
+	})
+	t.Run("during the exchange", func(t *testing.T) {
+		in(t, func(t *testing.T) {
+			d := newDoor()
+			f := start(t, 2, d.profile())
+			one, other := d.opens(t, f.begins(t, 0), ann), d.opens(t, f.begins(t, 0), bob)
+			d.takes = 5 * time.Second
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				if done, err := f.replicas[0].CompleteAuthorization(t.Context(), one); err != nil || done.Ticket != "" {
+					t.Errorf("%+v, %v", done, err)
+				}
+			})
+			time.Sleep(time.Second)
+			done, err := f.replicas[1].CompleteAuthorization(t.Context(), other)
+			if err != nil || done.Ticket == "" || done.Previous != ann {
+				t.Errorf("%+v, %v", done, err)
+			}
+			wg.Wait()
+			if s, _ := f.replicas[0].Status(t.Context(), "invoices"); s.Account != ann {
+				t.Errorf("%+v", s)
+			}
+		})
+	})
+}

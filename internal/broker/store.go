@@ -214,6 +214,9 @@ func (c *Consent) over() bool { return c.Remaining <= 0 }
 // lives reports whether the consent is still good, as far as anybody knows.
 func (c *Consent) lives() bool { return c != nil && !c.Dead && !c.over() }
 
+// isOf reports whether the consent is an account's.
+func (c *Consent) isOf(a Account) bool { return c != nil && c.Account.Subject == a.Subject }
+
 // Rotates is what was seen of a server's refresh tokens.
 type Rotates int
 

@@ -81,6 +81,8 @@ func (c *console) identify(r *http.Request) (*operator, *problem) {
 		return nil, loginNeeded(a.Certificate != nil)
 	case a.Certificate != nil:
 		return nil, certificateNeeded()
+	case a.Local && c.proxied():
+		return nil, behindProxy()
 	case a.Local && fromHere(r):
 		return &operator{name: "local", any: true}, nil
 	case a.Local:
@@ -97,10 +99,12 @@ func opens(token, given broker.Secret) bool {
 // fromHere reports whether a request was made on this machine, by a browser
 // that meant this machine, and not passed on by a proxy: that the connection is
 // local says nothing about who is in front of the proxy, and a name that an
-// attacker's DNS has turned into 127.0.0.1 is the attacker's page.
+// attacker's DNS has turned into 127.0.0.1 is the attacker's page. Some proxies do
+// not tell, and put their own idea of our name into Host; those speak HTTP/1.0,
+// unlike any browser.
 func fromHere(r *http.Request) bool {
 	from, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil || !from.Addr().Unmap().IsLoopback() || !isLoopbackHost(r.Host) {
+	if err != nil || !from.Addr().Unmap().IsLoopback() || !isLoopbackHost(r.Host) || !r.ProtoAtLeast(1, 1) {
 		return false
 	}
 	for name := range r.Header {
@@ -109,6 +113,12 @@ func fromHere(r *http.Request) bool {
 		}
 	}
 	return true
+}
+
+// proxied reports whether a proxy passes on what comes from elsewhere.
+func (c *console) proxied() bool {
+	u, err := url.Parse(c.URL)
+	return c.URL != "" && (err != nil || !isLoopbackHost(u.Host))
 }
 
 // isLoopbackHost reports whether a Host header names this machine in a way that

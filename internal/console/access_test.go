@@ -79,6 +79,9 @@ func TestDoors(t *testing.T) {
 		"local, through a third proxy":    {nil, header("Via", "1.1 proxy"), 403},
 		"local, the proxy tells a host":   {nil, header("X-Forwarded-Host", "broker.example.com"), 403},
 		"local, the proxy tells an IP":    {nil, header("X-Real-IP", "192.0.2.1"), 403},
+		"local, through a silent proxy":   {nil, func(r *http.Request) { r.Proto, r.ProtoMinor = "HTTP/1.0", 0 }, 403},
+		"local, a proxy is configured":    {func(o *console.Options) { o.URL = "https://broker.example.com" }, none, 403},
+		"local, its own URL":              {func(o *console.Options) { o.URL = "http://localhost:7444" }, none, 200},
 		"nothing configured, elsewhere":   {nowhere, none, 403},
 		"nothing configured, a token":     {nowhere, header("Authorization", "Bearer "+bearerToken), 403},
 		"token":                           {withToken, header("Authorization", "Bearer "+bearerToken), 200},
@@ -270,20 +273,21 @@ func TestLoginGoesBackToOurPagesOnly(t *testing.T) {
 
 // TestForeignPagesPressNoButtons is about forms of other sites, and links.
 func TestForeignPagesPressNoButtons(t *testing.T) {
-	r := newRig(t, newFake(codeProfile("review")), func(o *console.Options) { o.URL = "https://broker.example.com" })
+	r := newRig(t, newFake(codeProfile("review")), func(o *console.Options) { withToken(o); o.URL = "https://broker.example.com" })
+	known := header("Authorization", "Bearer "+bearerToken)
 	for _, path := range []string{"/profiles/review/authorize", "/profiles/review/refresh", "/profiles/review/reset", "/oauth/confirm", "/oauth/abandon", "/login", "/logout"} {
 		for _, foreign := range []func(*http.Request){
 			header("Sec-Fetch-Site", "cross-site"), header("Sec-Fetch-Site", "same-site"), header("Origin", "https://attacker.example"), header("Origin", "null"),
 			header("Origin", "http://127.0.0.1:9999"),
 		} {
-			if a, body := r.do(post(path, nil, foreign)); a.StatusCode != http.StatusForbidden || !strings.Contains(body, "another site") {
+			if a, body := r.do(post(path, nil, foreign, known)); a.StatusCode != http.StatusForbidden || !strings.Contains(body, "another site") {
 				t.Errorf("%s: %d", path, a.StatusCode)
 			}
 		}
 		if path == "/login" {
 			continue
 		}
-		if a, _ := r.do(request(http.MethodGet, path)); a.StatusCode != http.StatusMethodNotAllowed {
+		if a, _ := r.do(request(http.MethodGet, path, known)); a.StatusCode != http.StatusMethodNotAllowed {
 			t.Errorf("GET %s: %d", path, a.StatusCode)
 		}
 	}
@@ -291,12 +295,12 @@ func TestForeignPagesPressNoButtons(t *testing.T) {
 		t.Errorf("something was done: %v", did)
 	}
 	for _, ours := range []func(*http.Request){header("Sec-Fetch-Site", "same-origin"), header("Origin", "http://127.0.0.1:7444"), header("Origin", "https://broker.example.com")} {
-		if a, _ := r.do(post("/profiles/review/reset", nil, ours)); a.StatusCode != http.StatusSeeOther {
+		if a, _ := r.do(post("/profiles/review/reset", nil, ours, known)); a.StatusCode != http.StatusSeeOther {
 			t.Errorf("from our own page: %d", a.StatusCode)
 		}
 	}
 	long := url.Values{"ticket": {strings.Repeat("x", 20<<10)}}
-	if a, _ := r.do(post("/oauth/confirm", long)); a.StatusCode != http.StatusBadRequest {
+	if a, _ := r.do(post("/oauth/confirm", long, known)); a.StatusCode != http.StatusBadRequest {
 		t.Errorf("a form that is too long: %d", a.StatusCode)
 	}
 }

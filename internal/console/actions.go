@@ -143,6 +143,10 @@ func (c *console) decide(w http.ResponseWriter, r *http.Request, o *operator, ac
 		return
 	}
 	in, err := end(ctx, r.PostForm.Get("ticket"), func(profile string) bool { return c.may(o, profile) })
+	if err == nil && in.Ticket != "" { // it works with a third account by now
+		c.ask(ctx, w, r, o, in)
+		return
+	}
 	profile := ""
 	if err == nil {
 		profile = in.Profile

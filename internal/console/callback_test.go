@@ -127,6 +127,13 @@ func TestCallbackAsksBeforeItReplacesAnAccount(t *testing.T) {
 			t.Errorf("%s: %v, %d %v", path, did, a.StatusCode, a.Header)
 		}
 	}
+
+	// A third account that came meanwhile is asked about in its turn.
+	r.broker.ended = &broker.Completion{Profile: "review", Ticket: "U", Account: broker.Account{Name: "mallory"}, Previous: broker.Account{Name: "carol"}}
+	a, body = r.do(post("/oauth/confirm", url.Values{"ticket": {"T"}}))
+	if a.StatusCode != http.StatusOK || a.Header.Get("Referrer-Policy") != "strict-origin" || !strings.Contains(body, "carol") || !strings.Contains(body, `value="U"`) {
+		t.Errorf("the next question: %d %s", a.StatusCode, body)
+	}
 }
 
 // TestCallbackRefuses has answers that no honest server sends. None of them

@@ -2,6 +2,7 @@ package console_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"io"
 	"log/slog"
@@ -31,6 +32,7 @@ type fakeBroker struct {
 	browser  broker.Secret // of the last sign-in
 	back     broker.Callback
 	done     *broker.Completion
+	ended    *broker.Completion // of a question; nil is one that is answered
 }
 
 func newFake(profiles ...*broker.Status) *fakeBroker {
@@ -103,7 +105,7 @@ func (f *fakeBroker) end(what string, allowed func(string) bool) (*broker.Comple
 	if allowed != nil && !allowed("review") {
 		return nil, &broker.Error{Reason: broker.ReasonInvalidRequest, Text: "no such ticket"}
 	}
-	return &broker.Completion{Profile: "review"}, f.ask(what)
+	return cmp.Or(f.ended, &broker.Completion{Profile: "review"}), f.ask(what)
 }
 
 // authorizer is an issuer that people sign in at.

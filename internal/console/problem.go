@@ -73,6 +73,14 @@ func notFromHere() *problem {
 	}
 }
 
+func behindProxy() *problem {
+	return &problem{
+		Status: http.StatusForbidden, Title: "The console is off here",
+		Text:   "admin.url says that a proxy passes requests on to this address, and no way is configured to tell operators from others.",
+		Advice: "Set admin.bearer_token, or admin.tls with client_ca, in the broker's config. Or remove admin.url, if nothing but /oauth/callback is passed on, to have the console for the broker's own machine.",
+	}
+}
+
 func consoleOff() *problem {
 	return &problem{
 		Status: http.StatusForbidden, Title: "The console is off here",

@@ -23,6 +23,7 @@ type issuer struct {
 	client             *Client
 	grantType          broker.GrantType
 	scopes             []string // the profile's
+	scopeWithRefresh   bool
 	username, password broker.Secret
 	parameters         url.Values      // of every token request
 	secrets            []broker.Secret // newest first, none twice; an empty one where the client proves itself otherwise
@@ -37,14 +38,15 @@ type issuer struct {
 
 func newIssuer(config ProfileConfig, client *Client) *issuer {
 	i := &issuer{
-		client:     client,
-		grantType:  config.GrantType,
-		scopes:     slices.Clone(config.Scopes),
-		username:   config.Username,
-		password:   config.Password,
-		parameters: config.target(),
-		secrets:    distinct(config.ClientSecrets),
-		explain:    config.Explain,
+		client:           client,
+		grantType:        config.GrantType,
+		scopes:           slices.Clone(config.Scopes),
+		scopeWithRefresh: config.ScopeWithRefresh,
+		username:         config.Username,
+		password:         config.Password,
+		parameters:       config.target(),
+		secrets:          distinct(config.ClientSecrets),
+		explain:          config.Explain,
 	}
 	if config.ClientAuth.hasKey() {
 		i.secrets = []broker.Secret{{}}
@@ -125,7 +127,7 @@ func (i *issuer) tokenRequest(request broker.Request) TokenRequest {
 			OneTime:   true,
 			Clear:     request.Clear,
 		}
-		if part { // without any they stay as granted (RFC 6749 section 6)
+		if part || i.scopeWithRefresh { // without any they stay as granted (RFC 6749 section 6)
 			asked.Scopes = request.Scopes
 		}
 		return asked

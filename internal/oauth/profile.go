@@ -68,6 +68,10 @@ type ProfileConfig struct {
 	// ScopeWithCode sends the scopes with the code too, for servers that want
 	// that; RFC 6749 section 4.1.3 knows no scope there.
 	ScopeWithCode bool
+	// ScopeWithRefresh sends the scopes with each refresh token too. Without any
+	// they stay as granted (RFC 6749 section 6), also when the profile wants less
+	// by now.
+	ScopeWithRefresh bool
 	// UnauthorizedRefuses takes a 401 without an OAuth error code, unless it is
 	// a page, for a refusal of the client. It is for servers that answer so; in
 	// front of others there may be a gateway that does.
@@ -175,9 +179,15 @@ func (c ProfileConfig) consentIdentity(server string) string {
 	return broker.Identity(parts...)
 }
 
-// credential names what is presented.
+// credential names what is presented, and how: a server refuses a client that
+// proves itself in another way than the registered one like one with a wrong
+// secret, and the refusal has to end with that mistake too.
 func (c ProfileConfig) credential(secrets []broker.Secret) string {
-	presented := slices.Clone(secrets)
+	var presented []broker.Secret
+	for _, how := range []string{string(c.ClientAuth), c.KeyID, c.AssertionAudience} {
+		presented = append(presented, broker.NewSecret(how))
+	}
+	presented = append(presented, secrets...)
 	if c.GrantType == broker.Password {
 		presented = append(presented, c.Username, c.Password)
 	}

@@ -212,6 +212,7 @@ func TestIdentityAndCredential(t *testing.T) {
 	base := map[string]oauth.ProfileConfig{
 		"password": profileConfig("https://h", byPassword, targeted),
 		"code":     profileConfig("https://h", byCode),
+		"key":      profileConfig("https://h", byKey(key.Reveal())),
 		"tls": profileConfig("https://h", func(c *oauth.ProfileConfig) {
 			c.ClientAuth, c.ClientSecrets, c.Certificate, c.PrivateKey = oauth.TLSClientAuth, nil, certificate, key
 		}),
@@ -233,11 +234,13 @@ func TestIdentityAndCredential(t *testing.T) {
 		"user":      {"password", func(c *oauth.ProfileConfig) { c.Username = broker.NewSecret("other") }, false, false},
 		"password":  {"password", func(c *oauth.ProfileConfig) { c.Password = broker.NewSecret("other") }, true, false},
 		"secret":    {"password", func(c *oauth.ProfileConfig) { c.ClientSecrets = []broker.Secret{broker.NewSecret("other")} }, true, false},
-		"style":     {"password", func(c *oauth.ProfileConfig) { c.ClientAuth = oauth.ClientSecretBasic }, true, true},
+		"style":     {"password", func(c *oauth.ProfileConfig) { c.ClientAuth = oauth.ClientSecretBasic }, true, false}, // the wrong one is refused like a wrong secret
 		"grant":     {"code", func(c *oauth.ProfileConfig) { c.GrantType = broker.ClientCredentials }, false, true},
 		"redirect":  {"code", func(c *oauth.ProfileConfig) { c.RedirectURL += "/other" }, true, true}, // an edit must not cost the consent
 		"new pair":  {"tls", func(c *oauth.ProfileConfig) { c.Certificate, c.PrivateKey = otherCertificate, otherKey }, false, false},
 		"by secret": {"tls", func(c *oauth.ProfileConfig) { *c = profileConfig("https://h") }, false, false},
+		"key's id":  {"key", func(c *oauth.ProfileConfig) { c.KeyID = "other" }, true, false},
+		"recipient": {"key", func(c *oauth.ProfileConfig) { c.AssertionAudience = "https://h" }, true, false},
 		"consents": {"code", func(c *oauth.ProfileConfig) {
 			c.ClientAuth, c.ClientSecrets, c.PrivateKey = oauth.PrivateKeyJWT, nil, key
 		}, true, false},

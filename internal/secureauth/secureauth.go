@@ -95,6 +95,7 @@ func NewProfile(config Config) (*broker.Profile, error) {
 		RedirectURL:       config.RedirectURL,
 		Scopes:            config.Scopes,
 		Audience:          config.Audience,
+		ScopeWithRefresh:  true,
 		// SecureAuth declares 401 for clients that it refuses, also with a
 		// body of its own that has no OAuth code. To take such an answer for a
 		// gateway's would repeat the attempt until the client is blocked.
@@ -157,7 +158,8 @@ func explain(e *broker.IssueError) string {
 			"an authentication method other than the registered one, and of a client that is blocked for some minutes after a few failures: " +
 			"compare client_id, client_auth and the credentials with the client's settings in the workspace before the next attempt"
 	case broker.RequestRejected:
-		return "; in SecureAuth check the client's grant types, the scopes that it has subscribed to, and the policies of those scopes"
+		return "; in SecureAuth check the client's grant types, the scopes that it has subscribed to, and the policies of those scopes; " +
+			"scopes that the profile has got since a person signed in take another sign-in"
 	}
 	return ""
 }

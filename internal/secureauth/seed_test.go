@@ -56,7 +56,7 @@ func TestTheDocumentedRequests(t *testing.T) {
 		"code": {signIn, exchange, "/oauth2/token", "",
 			who + "&code=code+" + nastyForm + "&code_verifier=verifier&grant_type=authorization_code&redirect_uri=https%3A%2F%2Fbroker.example.com%2Foauth%2Fcallback"},
 		"refresh": {signIn, issue("refresh "+nasty, "write", "read"), "/oauth2/token", "",
-			who + "&grant_type=refresh_token&refresh_token=refresh+" + nastyForm},
+			who + "&grant_type=refresh_token&refresh_token=refresh+" + nastyForm + "&scope=write+read"},
 		"refresh, part": {signIn, issue("refresh", "read"), "/oauth2/token", "",
 			who + "&grant_type=refresh_token&refresh_token=refresh&scope=read"},
 		"revocation": {plain, revoke, "/oauth2/revoke", "",
