@@ -112,7 +112,9 @@ func newSecretCreate() *cobra.Command {
 					if isTerminal(cmd.OutOrStdout()) {
 						fmt.Fprintln(cmd.ErrOrStderr(), "This is the secret, which nobody can show again; clear the screen when it is where it belongs:")
 					}
-					fmt.Fprintln(cmd.OutOrStdout(), out.GetValue())
+					if _, err := fmt.Fprintln(cmd.OutOrStdout(), out.GetValue()); err != nil {
+						return fmt.Errorf("the secret was created, and is lost, because it could not be written to stdout: %w; create another one, and remove this one in Vantage", err)
+					}
 				}
 				fmt.Fprintf(cmd.ErrOrStderr(), "secret of client %s: went to %s; ends %s\n",
 					r.ClientId, whereTo(out.GetDelivery(), r.DeliverToProfile), instant(out.GetExpireTime()))

@@ -209,10 +209,7 @@ func replaceFile(path string, content broker.Secret) error {
 // replaceBy has a new file f beside target take its place, under the owner that
 // info tells and with this mode.
 func replaceBy(f *os.File, target string, info fs.FileInfo, mode fs.FileMode, content broker.Secret) error {
-	err := keepOwner(f, info)
-	if err == nil {
-		err = f.Chmod(mode)
-	}
+	err := prepare(f, info, mode)
 	if err != nil {
 		err = errors.Join(err, f.Close())
 	} else {
@@ -226,6 +223,14 @@ func replaceBy(f *os.File, target string, info fs.FileInfo, mode fs.FileMode, co
 	}
 	syncDirectory(filepath.Dir(target))
 	return nil
+}
+
+// prepare gives a new file the owner that info tells, and this mode.
+func prepare(f *os.File, info fs.FileInfo, mode fs.FileMode) error {
+	if err := keepOwner(f, info); err != nil {
+		return err
+	}
+	return f.Chmod(mode)
 }
 
 // writeOut writes all of a file, to the disk, and closes it.

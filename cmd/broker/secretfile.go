@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
+	"time"
 
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 )
@@ -17,11 +19,12 @@ type secretFiles struct{}
 // Check implements broker.SecretFiles: it does all that a replacement takes but
 // the last step.
 func (secretFiles) Check(path string) error {
-	f, _, err := beside(path)
+	f, info, err := beside(path)
 	if err != nil {
 		return err
 	}
-	return errors.Join(f.Close(), os.Remove(f.Name()))
+	err = prepare(f, info, secretMode)
+	return errors.Join(err, f.Close(), os.Remove(f.Name()))
 }
 
 // Write implements broker.SecretFiles.
@@ -30,8 +33,16 @@ func (secretFiles) Write(path string, secret broker.Secret) error {
 	if err != nil {
 		return err
 	}
-	return replaceBy(f, path, info, 0o600, secret)
+	removeAbandoned(path)
+	return replaceBy(f, path, info, secretMode, secret)
 }
+
+const (
+	secretMode = 0o600
+	// abandonedAfter is how old a new file is that nobody will put into place
+	// any more: whoever made it has died.
+	abandonedAfter = time.Hour
+)
 
 // beside makes a new file in the directory of the file at path. A symbolic link
 // is how Kubernetes mounts a Secret: to replace it would detach the mount, and
@@ -43,8 +54,27 @@ func beside(path string) (f *os.File, info fs.FileInfo, err error) {
 	if !info.Mode().IsRegular() {
 		return nil, nil, fmt.Errorf("%s is no regular file but a link or the like, as in a mounted Kubernetes Secret, which cannot be written from here; set secret_rotation to have the secret in the store", path)
 	}
-	if f, err = os.CreateTemp(filepath.Dir(path), ".client-secret-*"); err != nil { // with mode 0600
+	directory, base := filepath.Split(path)
+	if f, err = os.CreateTemp(directory, newName(base)+"*"); err != nil { // with mode 0600
 		return nil, nil, fmt.Errorf("the directory of %s cannot be written: %w; make it writable, or set secret_rotation to have the secret in the store", path, err)
 	}
 	return f, info, nil
+}
+
+func newName(base string) string { return ".client-secret-" + base + "-" }
+
+// removeAbandoned removes the new files of path that have a secret in them, and
+// were left behind by a crash.
+func removeAbandoned(path string) {
+	directory, base := filepath.Split(path)
+	entries, err := os.ReadDir(filepath.Clean(directory))
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		random, ours := strings.CutPrefix(e.Name(), newName(base))
+		if info, err := e.Info(); ours && strings.Trim(random, "0123456789") == "" && err == nil && info.Mode().IsRegular() && time.Since(info.ModTime()) > abandonedAfter {
+			_ = os.Remove(filepath.Join(directory, e.Name())) // the next one tries again
+		}
+	}
 }

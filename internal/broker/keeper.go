@@ -209,7 +209,7 @@ func (k *keeper) turn(ctx context.Context) (wait time.Duration) {
 		}
 		return keeperPatience
 	}
-	return 0
+	return time.Second // nothing that is due goes on and on
 }
 
 // due is when something is to be done about the record.
@@ -239,6 +239,7 @@ func (k *keeper) renewalDue(r secretRecord) time.Time {
 		// renew on and on.
 		half := r.Current.Start.Add(r.Current.End.Sub(r.Current.Start) / 2)
 		due = later(due, later(half, r.Current.End.Add(-k.profile.Rotation.Before)).Add(k.delay))
+		due = later(due, r.Current.Created.Add(leastSecretLife/2)) // whatever it says
 	}
 	return due
 }

@@ -33,8 +33,10 @@ type secretRecord struct {
 	Previous []clientSecret `json:"previous,omitempty"`
 	// Candidate was created, and is not proven.
 	Candidate *clientSecret `json:"candidate,omitempty"`
-	// Intent is the description of a secret that may have been created.
-	Intent string `json:"intent,omitempty"`
+	// Intent is the description of a secret that may have been created, IntentBy
+	// who would know: two may be described alike.
+	Intent   string `json:"intent,omitempty"`
+	IntentBy string `json:"intent_by,omitempty"`
 	// Attempts since the last success, and when there may be another one.
 	Attempts  int       `json:"attempts,omitempty"`
 	NotBefore time.Time `json:"not_before,omitzero"`
@@ -48,6 +50,8 @@ type clientSecret struct {
 	Description string     `json:"description,omitempty"`
 	Start       time.Time  `json:"start"`
 	End         time.Time  `json:"end"`
+	// Created is when it was, by the clock of whoever asked for it.
+	Created time.Time `json:"created"`
 }
 
 // openSecret is a Secret that JSON shows, for what is sealed as a whole.
@@ -66,6 +70,9 @@ const (
 	mostPrevious = 3
 	// recordSpare is how much longer than its secrets a record lives.
 	recordSpare = 400 * 24 * time.Hour
+	// longestSecretLife is what a secret's life counts for in that at the most: a
+	// server may know of no end, and say the year 9999.
+	longestSecretLife = 10 * 365 * 24 * time.Hour
 
 	// rewriteAfter is how old a record gets at the most: each time it is sealed
 	// with the store's newest key, and an old one may be dropped.
@@ -116,7 +123,7 @@ func (r secretRecord) stored(now time.Time) (StoredToken, error) {
 			last = s.End
 		}
 	}
-	life := last.Sub(now) + recordSpare
+	life := min(last.Sub(now), longestSecretLife) + recordSpare
 	return StoredToken{Access: NewSecret(string(text)), Type: "client secrets", Lifetime: life, Remaining: life}, nil
 }
 
@@ -128,6 +135,10 @@ func (r secretRecord) all() []clientSecret {
 		}
 	}
 	return all
+}
+
+func (r secretRecord) has(secret Secret) bool {
+	return slices.ContainsFunc(r.all(), func(s clientSecret) bool { return s.Value.Equal(secret) })
 }
 
 // inUse are the secrets that the client presents, in this order.
@@ -154,7 +165,7 @@ func (r *secretRecord) promote() {
 
 // settle ends an attempt that has come to its end.
 func (r *secretRecord) settle() {
-	r.Candidate, r.Intent, r.Attempts, r.NotBefore = nil, "", 0, time.Time{}
+	r.Candidate, r.Intent, r.IntentBy, r.Attempts, r.NotBefore = nil, "", "", 0, time.Time{}
 }
 
 // forget drops the second choices that have ended. It reports whether there were
@@ -332,38 +343,41 @@ func (r *renewal) create(ctx context.Context) (secretRecord, error) {
 	if r.spec.Description == "" {
 		r.spec.Description = fmt.Sprintf("token-broker %s %s %s", r.profile.Name, time.Now().UTC().Format(time.DateOnly), rand.Text()[:10])
 	}
-	description := r.spec.Description
+	description, us := r.spec.Description, newOwner()
 	record, err := r.update(ctx, func(s *secretRecord) error {
-		if s.Intent != "" && s.Intent != description {
+		if s.IntentBy == us {
+			return nil
+		}
+		if s.Intent != "" {
 			r.orphaned(s.Intent)
 		}
-		if s.Intent != description {
-			s.rest(time.Now())
-		}
-		s.Intent = description
+		s.rest(time.Now())
+		s.Intent, s.IntentBy = description, us
 		return nil
 	})
 	if err != nil || ctx.Err() != nil {
 		return record, errors.Join(err, context.Cause(ctx))
 	}
+	asked := time.Now()
 	made, err := admin.CreateClientSecret(context.WithoutCancel(ctx), token.Access, r.spec)
 	if err != nil {
 		failure := r.b.administrationFailed(r.admin, fmt.Sprintf("creating a new client secret for profile %s with the token of profile %s", r.profile.Name, r.admin), err)
 		if mayExist(err) {
 			r.orphaned(description)
 		}
-		return r.abandon(ctx, failure, func(s *secretRecord) bool { return s.Intent == description })
+		return r.abandon(ctx, failure, func(s *secretRecord) bool { return s.IntentBy == us })
 	}
 	saving, cancel := context.WithTimeout(context.WithoutCancel(ctx), savingTakes)
 	defer cancel()
 	record, err = r.update(saving, func(s *secretRecord) error {
 		switch {
-		case s.Candidate != nil && s.Candidate.Value.Equal(made.Value):
-		case s.Intent != description:
+		case s.has(made.Value): // saved before, and perhaps put into use meanwhile
+			return nil
+		case s.IntentBy != us:
 			return errNotOurs
 		}
-		s.Intent = ""
-		s.Candidate = &clientSecret{Value: openSecret{made.Value}, Description: description, Start: made.Start, End: made.End}
+		s.Intent, s.IntentBy = "", ""
+		s.Candidate = &clientSecret{Value: openSecret{made.Value}, Description: description, Start: made.Start, End: made.End, Created: asked}
 		return nil
 	})
 	if err != nil {
@@ -406,7 +420,7 @@ func (r *renewal) abandon(ctx context.Context, err error, ours func(*secretRecor
 		if !ours(s) {
 			return errNotOurs
 		}
-		s.Intent, s.Candidate = "", nil
+		s.Intent, s.IntentBy, s.Candidate = "", "", nil
 		return nil
 	})
 	if saveErr != nil {
@@ -415,9 +429,12 @@ func (r *renewal) abandon(ctx context.Context, err error, ours func(*secretRecor
 	return record, err
 }
 
-// introduce takes the last steps, for the candidate.
+// introduce takes the last steps, for the candidate if there still is one.
 func (r *renewal) introduce(ctx context.Context, record secretRecord) (secretRecord, error) {
 	candidate := record.Candidate
+	if candidate == nil {
+		return record, nil
+	}
 	ours := func(s *secretRecord) bool {
 		return s.Candidate != nil && s.Candidate.Value.Equal(candidate.Value.Secret)
 	}
@@ -493,10 +510,10 @@ func (r *renewal) prove(ctx context.Context, secret Secret) (err error) {
 // works, so that its replicas need not find out one by one. What it cannot tell
 // they do find out.
 func (r *renewal) vouch(ctx context.Context, record secretRecord) {
-	p := r.b.with(r.profile, record.inUse())
-	if p.GrantType == Password { // never taken for proven
+	if r.profile.Rotation == nil || r.profile.GrantType == Password { // it presents none of them, or is never taken for proven
 		return
 	}
+	p := r.b.with(r.profile, record.inUse())
 	c := Claim{Family: p.client(), Owner: newOwner(), Length: r.b.lease, Credential: p.Credential, Demand: Demand{NewerThan: math.MaxInt64}}
 	a, err := r.b.store.Acquire(ctx, c)
 	if err == nil && a.Verdict == Granted {

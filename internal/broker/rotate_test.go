@@ -35,6 +35,8 @@ type vault struct {
 	answers time.Duration
 	// lives is what secrets live whose end is not asked for.
 	lives time.Duration
+	// says is when it tells that secrets end, if not when they do.
+	says time.Time
 	// refuses what is asked of the administration, and loses its answers.
 	refuses *broker.IssueError
 	loses   bool
@@ -165,7 +167,11 @@ func (v *vault) create(spec broker.ClientSecretSpec) (*broker.ClientSecret, erro
 	if v.loses {
 		return nil, &broker.IssueError{Kind: broker.Ambiguous, Outcome: broker.OutcomeUnknown, Text: "the answer was lost"}
 	}
-	return &broker.ClientSecret{Value: broker.NewSecret(made.value), Start: now, End: made.end}, nil
+	told := made.end
+	if !v.says.IsZero() {
+		told = v.says
+	}
+	return &broker.ClientSecret{Value: broker.NewSecret(made.value), Start: now, End: told}, nil
 }
 
 // rotating is a profile whose secret is renewed 30 days before its end.

@@ -103,7 +103,25 @@ type newSecret struct {
 // createdSecret is what the API answers.
 type createdSecret struct {
 	Value                 string
-	StartTime, Expiration *time.Time
+	StartTime, Expiration answeredTime
+}
+
+// answeredTime is zero where the answer has none that can be read: the value
+// beside it is shown once, and must not be lost to that.
+type answeredTime struct{ time.Time }
+
+func (t *answeredTime) UnmarshalJSON(text []byte) error {
+	var s string
+	if json.Unmarshal(text, &s) != nil {
+		return nil
+	}
+	for _, layout := range []string{time.RFC3339, "2006-01-02T15:04:05"} { // the latter in UTC
+		if parsed, err := time.Parse(layout, s); err == nil {
+			t.Time = parsed
+			break
+		}
+	}
+	return nil
 }
 
 // CreateClientSecret implements broker.Administrator.
@@ -130,13 +148,13 @@ func (a administration) CreateClientSecret(ctx context.Context, token broker.Sec
 	}
 	// What the answer lacks is what was asked for, or else the documented default.
 	s := &broker.ClientSecret{Value: broker.NewSecret(created.Value), Start: spec.Start, End: spec.End}
-	if created.StartTime != nil {
-		s.Start = *created.StartTime
+	if !created.StartTime.IsZero() {
+		s.Start = created.StartTime.Time
 	} else if s.Start.IsZero() {
 		s.Start = asked
 	}
-	if created.Expiration != nil {
-		s.End = *created.Expiration
+	if !created.Expiration.IsZero() {
+		s.End = created.Expiration.Time
 	} else if s.End.IsZero() {
 		s.End = asked.AddDate(0, 6, 0)
 	}

@@ -160,6 +160,26 @@ func TestSecretWithoutTimesHasThoseAskedForOrDocumented(t *testing.T) {
 	}
 }
 
+// TestSecretIsNotLostToItsTimes has the API tell times in other ways than it
+// documents: the value is shown once.
+func TestSecretIsNotLostToItsTimes(t *testing.T) {
+	asked := time.Date(2027, 1, 31, 12, 0, 0, 0, time.UTC)
+	for times, want := range map[string]time.Time{
+		`"2027-02-28T12:00:00.5"`:     time.Date(2027, 2, 28, 12, 0, 0, 5e8, time.UTC), // as .NET says it of no zone
+		`"2027-02-28T13:00:00+01:00"`: time.Date(2027, 2, 28, 12, 0, 0, 0, time.UTC),
+		`null`:                        asked,
+		`""`:                          asked,
+		`"28.02.2027"`:                asked,
+		`1803816000`:                  asked,
+	} {
+		admin := administrator(t, &administered{status: http.StatusOK, answer: `{"value":"new-secret","startTime":` + times + `,"expiration":` + times + `}`})
+		s, err := admin.CreateClientSecret(t.Context(), broker.NewSecret(bearer), broker.ClientSecretSpec{TenantID: "t", ClientID: "c", Start: asked, End: asked})
+		if err != nil || s.Value.Reveal() != "new-secret" || !s.End.Equal(want) || !s.Start.Equal(want) {
+			t.Errorf("%s: got %v, %v", times, s, err)
+		}
+	}
+}
+
 func TestAdministrationFailures(t *testing.T) {
 	const secretLike = "Zx81-" + bearer
 	for name, tc := range map[string]struct {
