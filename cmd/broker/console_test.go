@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -16,6 +15,7 @@ import (
 	"github.com/chromedp/chromedp"
 
 	"github.com/tokenbroker/tokenbroker/internal/broker"
+	"github.com/tokenbroker/tokenbroker/internal/oauth"
 	"github.com/tokenbroker/tokenbroker/internal/service"
 	"github.com/tokenbroker/tokenbroker/internal/testca"
 	"github.com/tokenbroker/tokenbroker/internal/vantage"
@@ -69,21 +69,25 @@ func (s *consoleStage) profiles() []*broker.Profile {
 	rand.Read(key)
 	scopes := []string{"openid", "permissions", "global.wildcard"}
 	var all []*broker.Profile
-	for _, c := range []vantage.Config{
+	for _, c := range []oauth.ProfileConfig{
 		{Name: "archive", ClientID: "admin", ClientSecrets: []broker.Secret{broker.NewSecret("of last year")}},
 		{Name: "contracts", ClientID: "review", GrantType: broker.AuthorizationCode},
-		{Name: "forecasts", ClientID: "forecasts", BaseURL: "http://127.0.0.1:1", ClientSecrets: []broker.Secret{broker.NewSecret("of nobody")}},
+		{Name: "forecasts", ClientID: "forecasts", ClientSecrets: []broker.Secret{broker.NewSecret("of nobody")}},
 		{Name: "invoices", ClientID: "invoices"},
 		{Name: "review", ClientID: "review", GrantType: broker.AuthorizationCode},
 	} {
-		c.BaseURL, c.FingerprintKey, c.Scopes = cmp.Or(c.BaseURL, s.here.url), key, scopes
+		base := s.here.url
+		if c.Name == "forecasts" { // a server that is not there
+			base = "http://127.0.0.1:1"
+		}
+		c.FingerprintKey, c.Scopes = key, scopes
 		if c.ClientSecrets == nil {
 			c.ClientSecrets = []broker.Secret{broker.NewSecret(s.here.vantage.ClientSecret(c.ClientID))}
 		}
 		if c.GrantType == broker.AuthorizationCode {
 			c.Scopes, c.RedirectURL = append(scopes[:3:3], "offline_access"), s.url+"/oauth/callback"
 		}
-		p, err := vantage.NewProfile(c)
+		p, err := vantage.NewProfile(vantage.Config{ProfileConfig: c, BaseURL: base})
 		if err != nil {
 			s.t.Fatal(err)
 		}

@@ -70,6 +70,7 @@ func (l *load) profiles(message *configv1.Config, admin Admin) []*broker.Profile
 // provider is what the messages of all providers have.
 type provider interface {
 	GetAllowInsecureHttp() bool
+	GetClientId() string
 	GetClientSecret() *configv1.Secret
 	GetClientSecrets() []*configv1.Secret
 	GetPassword() *configv1.Password
@@ -123,29 +124,13 @@ func (l *load) maker(at string, message *configv1.Profile, p provider, admin Adm
 func (l *load) vantage(message *configv1.Profile) maker {
 	v := message.GetVantage()
 	c := vantage.Config{
-		Name:              message.GetName(),
-		Region:            v.GetRegion(),
-		BaseURL:           v.GetBaseUrl(),
-		TenantID:          v.GetTenantId(),
-		ProductID:         v.GetProductId(),
-		ClientID:          v.GetClientId(),
-		GrantType:         grantOf(v),
-		Username:          l.secrets[v.GetPassword().GetUsername()],
-		Password:          l.secrets[v.GetPassword().GetPassword()],
-		RedirectURL:       v.GetAuthorizationCode().GetRedirectUrl(),
-		Scopes:            vantageScopes(message),
-		Timeout:           message.GetTimeout().AsDuration(),
-		Grace:             message.GetRotation().GetGrace().AsDuration(),
-		Reusable:          reusable(message.GetRotation()),
-		ConsentLifetime:   consentLifetime(message, v),
-		DefaultLifetime:   message.GetDefaultLifetime().AsDuration(),
-		MaxTokenAge:       message.GetMaxTokenAge().AsDuration(),
-		RejectedRetry:     message.GetRejectedRetry().AsDuration(),
-		AllowInsecureHTTP: v.GetAllowInsecureHttp(),
-		FingerprintKey:    l.options.FingerprintKey,
-		UserAgent:         l.options.UserAgent,
-		Transport:         l.options.Transport,
+		ProfileConfig: l.common(message, v),
+		Region:        v.GetRegion(),
+		BaseURL:       v.GetBaseUrl(),
+		TenantID:      v.GetTenantId(),
+		ProductID:     v.GetProductId(),
 	}
+	c.Scopes = vantageScopes(message)
 	return func(secrets []broker.Secret) (*broker.Profile, error) {
 		c := c
 		c.ClientSecrets = secrets
@@ -156,35 +141,13 @@ func (l *load) vantage(message *configv1.Profile) maker {
 func (l *load) secureauth(at string, message *configv1.Profile) maker {
 	s := message.GetSecureauth()
 	c := secureauth.Config{
-		Name:              message.GetName(),
-		Issuer:            s.GetIssuer(),
-		TenantID:          s.GetTenantId(),
-		Region:            s.GetRegion(),
-		WorkspaceID:       s.GetWorkspaceId(),
-		AllowInsecureHTTP: s.GetAllowInsecureHttp(),
-		ClientID:          s.GetClientId(),
-		ClientAuth:        oauth.ClientAuth(s.GetClientAuth()),
-		PrivateKey:        l.secrets[s.GetPrivateKey()],
-		Certificate:       l.chain(child(at, "certificate"), s.GetCertificate()),
-		KeyID:             s.GetKeyId(),
-		AssertionAudience: s.GetAssertionAudience(),
-		Audience:          s.GetAudience(),
-		GrantType:         grantOf(s),
-		Username:          l.secrets[s.GetPassword().GetUsername()],
-		Password:          l.secrets[s.GetPassword().GetPassword()],
-		RedirectURL:       s.GetAuthorizationCode().GetRedirectUrl(),
-		Scopes:            message.GetScopes(),
-		Timeout:           message.GetTimeout().AsDuration(),
-		Grace:             message.GetRotation().GetGrace().AsDuration(),
-		Reusable:          reusable(message.GetRotation()),
-		ConsentLifetime:   consentLifetime(message, s),
-		DefaultLifetime:   message.GetDefaultLifetime().AsDuration(),
-		MaxTokenAge:       message.GetMaxTokenAge().AsDuration(),
-		RejectedRetry:     message.GetRejectedRetry().AsDuration(),
-		FingerprintKey:    l.options.FingerprintKey,
-		UserAgent:         l.options.UserAgent,
-		Transport:         l.options.Transport,
+		ProfileConfig: l.common(message, s),
+		TenantID:      s.GetTenantId(),
+		Region:        s.GetRegion(),
+		WorkspaceID:   s.GetWorkspaceId(),
 	}
+	c.Issuer = s.GetIssuer()
+	l.clientAuth(&c.ProfileConfig, at, s)
 	return func(secrets []broker.Secret) (*broker.Profile, error) {
 		c := c
 		c.ClientSecrets = secrets
@@ -194,33 +157,36 @@ func (l *load) secureauth(at string, message *configv1.Profile) maker {
 
 func (l *load) oauth2(at string, message *configv1.Profile) maker {
 	o := message.GetOauth2()
-	c := oauth.ProfileConfig{
+	c := l.common(message, o)
+	c.Provider = "oauth2"
+	c.Issuer = o.GetIssuer()
+	c.TokenURL, c.AuthorizationURL, c.RevocationURL = o.GetTokenUrl(), o.GetAuthorizationUrl(), o.GetRevocationUrl()
+	l.clientAuth(&c, at, o)
+	c.ClientAuth = cmp.Or(c.ClientAuth, oauth.ClientSecretBasic)
+	c.Resource, c.Extra = o.GetResource(), o.GetExtraParameters()
+	c.SignInParameters = consentParameters(message.GetScopes())
+	return func(secrets []broker.Secret) (*broker.Profile, error) {
+		c := c
+		c.ClientSecrets = secrets
+		return oauth.NewProfile(c)
+	}
+}
+
+// common is what profiles of all providers have.
+func (l *load) common(message *configv1.Profile, p provider) oauth.ProfileConfig {
+	return oauth.ProfileConfig{
 		Name:              message.GetName(),
-		Provider:          "oauth2",
-		Issuer:            o.GetIssuer(),
-		TokenURL:          o.GetTokenUrl(),
-		AuthorizationURL:  o.GetAuthorizationUrl(),
-		RevocationURL:     o.GetRevocationUrl(),
-		AllowInsecureHTTP: o.GetAllowInsecureHttp(),
-		ClientID:          o.GetClientId(),
-		ClientAuth:        cmp.Or(oauth.ClientAuth(o.GetClientAuth()), oauth.ClientSecretBasic),
-		PrivateKey:        l.secrets[o.GetPrivateKey()],
-		Certificate:       l.chain(child(at, "certificate"), o.GetCertificate()),
-		KeyID:             o.GetKeyId(),
-		AssertionAudience: o.GetAssertionAudience(),
-		GrantType:         grantOf(o),
-		Username:          l.secrets[o.GetPassword().GetUsername()],
-		Password:          l.secrets[o.GetPassword().GetPassword()],
-		RedirectURL:       o.GetAuthorizationCode().GetRedirectUrl(),
+		AllowInsecureHTTP: p.GetAllowInsecureHttp(),
+		ClientID:          p.GetClientId(),
+		GrantType:         grantOf(p),
+		Username:          l.secrets[p.GetPassword().GetUsername()],
+		Password:          l.secrets[p.GetPassword().GetPassword()],
+		RedirectURL:       p.GetAuthorizationCode().GetRedirectUrl(),
 		Scopes:            message.GetScopes(),
-		Audience:          o.GetAudience(),
-		Resource:          o.GetResource(),
-		Extra:             o.GetExtraParameters(),
-		SignInParameters:  consentParameters(message.GetScopes()),
 		Timeout:           message.GetTimeout().AsDuration(),
 		Grace:             message.GetRotation().GetGrace().AsDuration(),
 		Reusable:          reusable(message.GetRotation()),
-		ConsentLifetime:   consentLifetime(message, o),
+		ConsentLifetime:   consentLifetime(message, p),
 		DefaultLifetime:   message.GetDefaultLifetime().AsDuration(),
 		MaxTokenAge:       message.GetMaxTokenAge().AsDuration(),
 		RejectedRetry:     message.GetRejectedRetry().AsDuration(),
@@ -228,11 +194,27 @@ func (l *load) oauth2(at string, message *configv1.Profile) maker {
 		UserAgent:         l.options.UserAgent,
 		Transport:         l.options.Transport,
 	}
-	return func(secrets []broker.Secret) (*broker.Profile, error) {
-		c := c
-		c.ClientSecrets = secrets
-		return oauth.NewProfile(c)
-	}
+}
+
+// authenticating is what the messages of providers have whose clients prove
+// themselves in several ways.
+type authenticating interface {
+	GetClientAuth() string
+	GetPrivateKey() *configv1.Secret
+	GetCertificate() string
+	GetKeyId() string
+	GetAssertionAudience() string
+	GetAudience() string
+}
+
+// clientAuth fills in how the client proves itself, and to whom its tokens go.
+func (l *load) clientAuth(c *oauth.ProfileConfig, at string, p authenticating) {
+	c.ClientAuth = oauth.ClientAuth(p.GetClientAuth())
+	c.PrivateKey = l.secrets[p.GetPrivateKey()]
+	c.Certificate = l.chain(child(at, "certificate"), p.GetCertificate())
+	c.KeyID = p.GetKeyId()
+	c.AssertionAudience = p.GetAssertionAudience()
+	c.Audience = p.GetAudience()
 }
 
 // consentParameters ask for the person's consent where an OpenID provider ignores

@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
-	"time"
 
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/oauth"
@@ -21,53 +20,14 @@ import (
 
 // Config describes a profile that obtains its tokens from SecureAuth.
 type Config struct {
-	// Name of the profile. Required.
-	Name string
-	// Issuer is the workspace's. Required unless TenantID and WorkspaceID are
-	// set.
-	Issuer string
+	// ProfileConfig without what SecureAuth decides: the provider, the endpoints
+	// and what a refusal means. Issuer is the workspace's, required unless
+	// TenantID and WorkspaceID are set. Scopes are required. ClientAuth may be
+	// empty for client_secret_post, GrantType for broker.ClientCredentials.
+	oauth.ProfileConfig
 	// TenantID, Region and WorkspaceID make the issuer of a workspace at
 	// authz.cloudentity.io. Region is empty for older tenants.
 	TenantID, Region, WorkspaceID string
-	// AllowInsecureHTTP admits http:// URLs of hosts other than loopback ones.
-	AllowInsecureHTTP bool
-	// ClientID as registered. Required.
-	ClientID string
-	// ClientAuth is what the client is registered with; empty means
-	// client_secret_post.
-	ClientAuth oauth.ClientAuth
-	// ClientSecrets, newest first, for the methods with a secret.
-	ClientSecrets []broker.Secret
-	// PrivateKey, Certificate, KeyID and AssertionAudience are those of
-	// oauth.ProfileConfig.
-	PrivateKey               broker.Secret
-	Certificate              []byte
-	KeyID, AssertionAudience string
-	// Audience to ask for. Optional.
-	Audience string
-	// GrantType is broker.ClientCredentials, also for empty, broker.Password
-	// or broker.AuthorizationCode.
-	GrantType broker.GrantType
-	// Username and Password of whom the client acts for. Required with the
-	// grant password.
-	Username, Password broker.Secret
-	// RedirectURL is where the browser comes back to. Required with the grant
-	// authorization_code.
-	RedirectURL string
-	// Scopes that a caller gets when it names none. Required.
-	Scopes []string
-	// The rest is oauth.ProfileConfig's.
-	Timeout         time.Duration
-	Grace           time.Duration
-	Reusable        bool
-	ConsentLifetime time.Duration
-	DefaultLifetime time.Duration
-	MaxTokenAge     time.Duration
-	RejectedRetry   time.Duration
-	ConsoleURL      string
-	FingerprintKey  []byte
-	UserAgent       string
-	Transport       *oauth.Transport
 }
 
 // NewProfile returns the profile that config describes. It makes no
@@ -77,41 +37,17 @@ func NewProfile(config Config) (*broker.Profile, error) {
 	if len(config.Scopes) == 0 {
 		err = errors.Join(err, errors.New("scopes is empty: name them, because without any SecureAuth grants all that the client may have"))
 	}
-	profile, profileErr := oauth.NewProfile(oauth.ProfileConfig{
-		Name:              config.Name,
-		Provider:          "secureauth",
-		Issuer:            issuer,
-		AllowInsecureHTTP: config.AllowInsecureHTTP,
-		ClientID:          config.ClientID,
-		ClientAuth:        cmp.Or(config.ClientAuth, oauth.ClientSecretPost),
-		ClientSecrets:     config.ClientSecrets,
-		PrivateKey:        config.PrivateKey,
-		Certificate:       config.Certificate,
-		KeyID:             config.KeyID,
-		AssertionAudience: config.AssertionAudience,
-		GrantType:         cmp.Or(config.GrantType, broker.ClientCredentials),
-		Username:          config.Username,
-		Password:          config.Password,
-		RedirectURL:       config.RedirectURL,
-		Scopes:            config.Scopes,
-		Audience:          config.Audience,
-		// SecureAuth declares 401 for clients that it refuses, also with a
-		// body of its own that has no OAuth code. To take such an answer for a
-		// gateway's would repeat the attempt until the client is blocked.
-		UnauthorizedRefuses: true,
-		Explain:             explain,
-		Timeout:             config.Timeout,
-		Grace:               config.Grace,
-		Reusable:            config.Reusable,
-		ConsentLifetime:     config.ConsentLifetime,
-		DefaultLifetime:     config.DefaultLifetime,
-		MaxTokenAge:         config.MaxTokenAge,
-		RejectedRetry:       config.RejectedRetry,
-		ConsoleURL:          config.ConsoleURL,
-		FingerprintKey:      config.FingerprintKey,
-		UserAgent:           config.UserAgent,
-		Transport:           config.Transport,
-	})
+	wire := config.ProfileConfig
+	wire.Provider = "secureauth"
+	wire.Issuer = issuer
+	wire.ClientAuth = cmp.Or(config.ClientAuth, oauth.ClientSecretPost)
+	wire.GrantType = cmp.Or(config.GrantType, broker.ClientCredentials)
+	// SecureAuth declares 401 for clients that it refuses, also with a body of
+	// its own that has no OAuth code. To take such an answer for a gateway's
+	// would repeat the attempt until the client is blocked.
+	wire.UnauthorizedRefuses = true
+	wire.Explain = explain
+	profile, profileErr := oauth.NewProfile(wire)
 	if err = errors.Join(err, profileErr); err != nil {
 		return nil, err
 	}

@@ -69,13 +69,13 @@ func (w *workspace) requests() []received {
 }
 
 func (w *workspace) config(secrets ...string) secureauth.Config {
-	c := secureauth.Config{
+	c := secureauth.Config{ProfileConfig: oauth.ProfileConfig{
 		Name:           "payments",
 		Issuer:         w.issuer,
 		ClientID:       "payments",
 		Scopes:         []string{"read", "write"},
 		FingerprintKey: []byte("key"),
-	}
+	}}
 	for _, s := range secrets {
 		c.ClientSecrets = append(c.ClientSecrets, broker.NewSecret(s))
 	}
@@ -106,8 +106,8 @@ func TestIssuers(t *testing.T) {
 	for want, c := range map[string]secureauth.Config{
 		"https://acme.eu.authz.cloudentity.io/acme/default": {TenantID: "acme", Region: "eu", WorkspaceID: "default"},
 		"https://acme.authz.cloudentity.io/acme/default":    {TenantID: "acme", WorkspaceID: "default"},
-		"https://acme.us.connect.secureauth.com/default":    {Issuer: "https://acme.us.connect.secureauth.com/default"},
-		"https://id.example.com":                            {Issuer: "https://id.example.com/"},
+		"https://acme.us.connect.secureauth.com/default":    {ProfileConfig: oauth.ProfileConfig{Issuer: "https://acme.us.connect.secureauth.com/default"}},
+		"https://id.example.com":                            {ProfileConfig: oauth.ProfileConfig{Issuer: "https://id.example.com/"}},
 	} {
 		full := (&workspace{}).config("s")
 		full.Issuer, full.TenantID, full.Region, full.WorkspaceID = c.Issuer, c.TenantID, c.Region, c.WorkspaceID

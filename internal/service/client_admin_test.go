@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/tokenbroker/tokenbroker/internal/broker"
+	"github.com/tokenbroker/tokenbroker/internal/oauth"
 	"github.com/tokenbroker/tokenbroker/internal/service"
 	"github.com/tokenbroker/tokenbroker/internal/vantage"
 	"github.com/tokenbroker/tokenbroker/internal/vantage/sandbox"
@@ -241,10 +242,10 @@ func TestCreationIsNeverRepeated(t *testing.T) {
 // rotating has the profile invoices renew its secret, by the right of admin.
 func (r *rig) rotating() {
 	config := func(name, client string, secrets ...broker.Secret) *broker.Profile {
-		p, err := vantage.NewProfile(vantage.Config{
-			Name: name, BaseURL: r.url, TenantID: sandbox.DemoTenant, ClientID: client, FingerprintKey: []byte("a key of thirty-two bytes, fixed"),
+		p, err := vantage.NewProfile(vantage.Config{BaseURL: r.url, TenantID: sandbox.DemoTenant, ProfileConfig: oauth.ProfileConfig{
+			Name: name, ClientID: client, FingerprintKey: []byte("a key of thirty-two bytes, fixed"),
 			ClientSecrets: append(secrets, broker.NewSecret(r.vantage.ClientSecret(client))), Scopes: []string{"openid", "permissions"},
-		})
+		}})
 		if err != nil {
 			r.t.Fatal(err)
 		}

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/tokenbroker/tokenbroker/internal/broker"
+	"github.com/tokenbroker/tokenbroker/internal/oauth"
 	"github.com/tokenbroker/tokenbroker/internal/service"
 	"github.com/tokenbroker/tokenbroker/internal/store"
 	"github.com/tokenbroker/tokenbroker/internal/vantage"
@@ -90,12 +91,12 @@ func (r *rig) configure(change func(*vantage.Config), more ...string) {
 	r.t.Helper()
 	var profiles []*broker.Profile
 	for _, name := range append([]string{"invoices"}, more...) {
-		c := vantage.Config{
-			Name: name, BaseURL: r.url, ClientID: "invoices",
+		c := vantage.Config{BaseURL: r.url, ProfileConfig: oauth.ProfileConfig{
+			Name: name, ClientID: "invoices",
 			ClientSecrets:  []broker.Secret{broker.NewSecret(r.vantage.ClientSecret("invoices"))},
 			Scopes:         []string{"openid", "permissions", "global.wildcard"},
 			FingerprintKey: []byte("a key of thirty-two bytes, fixed"),
-		}
+		}}
 		if change != nil {
 			change(&c)
 		}

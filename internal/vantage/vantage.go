@@ -35,8 +35,12 @@ var regions = []string{"eu", "us", "au"}
 
 // Config describes a profile that obtains its tokens from Vantage.
 type Config struct {
-	// Name of the profile. Required.
-	Name string
+	// ProfileConfig without what Vantage decides: the provider, the endpoints,
+	// how the client authenticates and what a refusal means. GrantType may be
+	// empty for broker.ClientCredentials. RedirectURL is the whole URL, because
+	// Vantage admits whatever begins with what was registered. ConsentLifetime
+	// is counted from the sign-in and never extended; zero means 30 days.
+	oauth.ProfileConfig
 	// Region of the public cloud: eu, us or au. Required unless BaseURL is set.
 	Region string
 	// BaseURL of a private cloud, with the path prefix that it may have:
@@ -44,86 +48,28 @@ type Config struct {
 	BaseURL string
 	// TenantID makes the tenant's own token endpoint be used. Optional.
 	TenantID string
-	// ClientID as Vantage shows it. Required.
-	ClientID string
-	// ClientSecrets, newest first: one at least. The next one is tried only
-	// when Vantage refuses the client.
-	ClientSecrets []broker.Secret
-	// GrantType is broker.ClientCredentials, also for empty, broker.Password
-	// or broker.AuthorizationCode.
-	GrantType broker.GrantType
-	// Username and Password of whom the client acts for. Required with the
-	// grant password.
-	Username, Password broker.Secret
-	// RedirectURL is where the browser comes back to: the whole URL, as it was
-	// registered. Vantage admits whatever begins with what was registered.
-	// Required with the grant authorization_code.
-	RedirectURL string
 	// ProductID is the product that a person signs in to; empty means Vantage.
 	ProductID string
-	// Scopes that a caller gets when it names none. With offline_access among
-	// them a person's grant brings refresh tokens.
-	Scopes []string
-	// Timeout bounds one token request; zero means 10 seconds.
-	Timeout time.Duration
-	// Grace, Reusable and ConsoleURL are the profile's.
-	Grace      time.Duration
-	Reusable   bool
-	ConsoleURL string
-	// ConsentLifetime is how long refresh tokens live, which Vantage counts
-	// from the sign-in and never extends; zero means 30 days.
-	ConsentLifetime time.Duration
-	// DefaultLifetime, MaxTokenAge and RejectedRetry are the profile's, with
-	// its defaults for zero.
-	DefaultLifetime time.Duration
-	MaxTokenAge     time.Duration
-	RejectedRetry   time.Duration
-	// AllowInsecureHTTP admits an http:// BaseURL on a host other than a
-	// loopback one.
-	AllowInsecureHTTP bool
-	// FingerprintKey is the process's key for broker.Fingerprint. Required.
-	FingerprintKey []byte
-	// UserAgent is sent with token requests; empty means oauth's.
-	UserAgent string
-	// Transport is shared among profiles; nil means one of the profile's own.
-	Transport *oauth.Transport
 }
 
 // NewProfile returns the profile that config describes. It makes no
 // connection. The error tells every mistake, and what to do about it.
 func NewProfile(config Config) (*broker.Profile, error) {
-	config.GrantType = cmp.Or(config.GrantType, broker.ClientCredentials)
 	base, server, err := config.server()
-	wire := oauth.ProfileConfig{
-		Name:              config.Name,
-		Provider:          "vantage",
-		TokenURL:          server + "/connect/token",
-		AuthorizationURL:  server + "/connect/authorize",
-		RevocationURL:     server + "/connect/revocation",
-		ExpectedIssuers:   []string{base + "/auth2", server},
-		AllowInsecureHTTP: config.AllowInsecureHTTP,
-		ClientID:          config.ClientID,
-		ClientAuth:        oauth.ClientSecretPost,
-		ClientSecrets:     config.ClientSecrets,
-		GrantType:         config.GrantType,
-		Username:          config.Username,
-		Password:          config.Password,
-		RedirectURL:       config.RedirectURL,
-		Scopes:            config.Scopes,
-		SignInParameters:  url.Values{"productId": {cmp.Or(config.ProductID, productID)}},
-		ScopeWithCode:     true,
-		Explain:           explain,
-		Timeout:           config.Timeout,
-		Grace:             config.Grace,
-		Reusable:          config.Reusable,
-		ConsentLifetime:   config.consentLifetime(),
-		DefaultLifetime:   config.DefaultLifetime,
-		MaxTokenAge:       config.MaxTokenAge,
-		RejectedRetry:     config.RejectedRetry,
-		ConsoleURL:        config.ConsoleURL,
-		FingerprintKey:    config.FingerprintKey,
-		UserAgent:         config.UserAgent,
-		Transport:         config.Transport,
+	wire := config.ProfileConfig
+	wire.Provider = "vantage"
+	wire.TokenURL = server + "/connect/token"
+	wire.AuthorizationURL = server + "/connect/authorize"
+	wire.RevocationURL = server + "/connect/revocation"
+	wire.ExpectedIssuers = []string{base + "/auth2", server}
+	wire.ClientAuth = oauth.ClientSecretPost
+	wire.GrantType = cmp.Or(config.GrantType, broker.ClientCredentials)
+	wire.SignInParameters = url.Values{"productId": {cmp.Or(config.ProductID, productID)}}
+	wire.ScopeWithCode = true
+	wire.Explain = explain
+	wire.ConsentLifetime = 0 // a password brings the next one by itself
+	if wire.GrantType == broker.AuthorizationCode {
+		wire.ConsentLifetime = cmp.Or(config.ConsentLifetime, consentLifetime)
 	}
 	if wire.Transport == nil {
 		wire.Transport = oauth.NewTransport(oauth.TransportConfig{})
@@ -136,28 +82,9 @@ func NewProfile(config Config) (*broker.Profile, error) {
 	if err != nil {
 		return nil, err
 	}
-	profile.Identity = config.identity(profile.Endpoint)
+	config.ProfileConfig = wire
 	profile.Issuer = newIssuer(profile.Issuer, newAdministration(config, base, client))
 	return profile, nil
-}
-
-// consentLifetime is that of a person's consent. A password brings the next one
-// by itself.
-func (c Config) consentLifetime() time.Duration {
-	if c.GrantType != broker.AuthorizationCode {
-		return 0
-	}
-	return cmp.Or(c.ConsentLifetime, consentLifetime)
-}
-
-// identity names what would be issued. A user's name can be guessed, so it is in
-// there by its fingerprint.
-func (c Config) identity(endpoint string) string {
-	parts := []string{endpoint, c.TenantID, c.ClientID, string(c.GrantType)}
-	if c.GrantType == broker.Password {
-		parts = append(parts, broker.Fingerprint(c.FingerprintKey, c.Username))
-	}
-	return broker.Identity(parts...)
 }
 
 // server is what the endpoints' URLs begin with, the tenant's own where there is

@@ -19,13 +19,12 @@ import (
 
 // config is a good one for the server at base.
 func config(base string, secrets ...string) vantage.Config {
-	c := vantage.Config{
+	c := vantage.Config{BaseURL: base, ProfileConfig: oauth.ProfileConfig{
 		Name:           "invoices",
-		BaseURL:        base,
 		ClientID:       "invoices",
 		Scopes:         []string{"openid", "permissions", "global.wildcard"},
 		FingerprintKey: []byte("key"),
-	}
+	}}
 	for _, s := range secrets {
 		c.ClientSecrets = append(c.ClientSecrets, broker.NewSecret(s))
 	}
@@ -55,7 +54,7 @@ func TestEndpoints(t *testing.T) {
 		"https://vantage.example.com:8443/on/prem/auth2/connect/token":       {BaseURL: "https://Vantage.Example.com:8443/on/prem//"},
 		"https://vantage.example.com/a%2Fb/auth2/connect/token":              {BaseURL: "https://vantage.example.com:443/a%2Fb/"},
 		"http://localhost:8080/auth2/connect/token":                          {BaseURL: "http://localhost:8080"},
-		"http://vantage.internal/auth2/connect/token":                        {BaseURL: "http://vantage.internal", AllowInsecureHTTP: true},
+		"http://vantage.internal/auth2/connect/token":                        {BaseURL: "http://vantage.internal", ProfileConfig: oauth.ProfileConfig{AllowInsecureHTTP: true}},
 		"http://[::1]:8080/auth2/00000000-0000-4000-8000-0000/connect/token": {BaseURL: "http://[::1]:8080", TenantID: "00000000-0000-4000-8000-0000"},
 	} {
 		base := config("", "s")
@@ -67,7 +66,7 @@ func TestEndpoints(t *testing.T) {
 }
 
 func TestMistakesAreAllTold(t *testing.T) {
-	_, err := vantage.NewProfile(vantage.Config{TenantID: "../x", Scopes: []string{"a b"}})
+	_, err := vantage.NewProfile(vantage.Config{TenantID: "../x", ProfileConfig: oauth.ProfileConfig{Scopes: []string{"a b"}}})
 	want := []string{
 		"neither region nor base_url is set: set region to eu, us, au, or base_url for a private cloud",
 		"tenant_id has slashes, dots or blanks: copy it from Vantage, Configuration, General",
