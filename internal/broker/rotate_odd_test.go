@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/tokenbroker/tokenbroker/internal/broker"
@@ -162,6 +163,45 @@ func TestSameDescriptionTwiceHidesNoSecret(t *testing.T) {
 		}
 		if n := strings.Count(log.String(), "a client secret may exist that nobody knows"); n < 1 {
 			t.Error("of the first secret nobody was told")
+		}
+	})
+}
+
+// TestNobodyIsQuickerThanTheSecretsOfTheStore has a caller ask while another
+// reader of the record is about to have its secrets presented.
+func TestNobodyIsQuickerThanTheSecretsOfTheStore(t *testing.T) {
+	in(t, func(t *testing.T) {
+		v := newVault(5 * day)
+		f := start(t, 1, rotating(v, nil))
+		if _, err := f.replicas[0].RotateClientSecret(t.Context(), "invoices", "", time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+		v.set(func() { v.secrets[0].end = time.Now() })
+		time.Sleep(5 * time.Minute) // the token has ended
+		p := rotating(v, nil)
+		with := p.Rotation.With
+		p.Rotation.With = func(s []broker.Secret) (*broker.Profile, error) {
+			time.Sleep(time.Second)
+			return with(s)
+		}
+		record, _ := broker.SecretFamilies(p)
+		takes := 100 * time.Millisecond // to read the record; who reads it next is slower
+		fresh := broker.New(&seam{Store: f.store, look: func(family string) error {
+			if family == record {
+				wait := takes
+				takes = 500 * time.Millisecond
+				time.Sleep(wait)
+			}
+			return nil
+		}}, broker.Options{})
+		defer fresh.Close()
+		fresh.Configure([]*broker.Profile{p})
+		synctest.Wait()
+		if _, _, err := fresh.Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+			t.Error(err)
+		}
+		if _, refused, _ := v.counts(); refused > 0 {
+			t.Errorf("the client was refused %d times", refused)
 		}
 	})
 }
