@@ -271,7 +271,8 @@ func (b *Broker) renewalOf(p *Profile, admin string) (*renewal, error) {
 	r.spec = ClientSecretSpec{TenantID: r.own.Tenant(), ClientID: r.own.ClientID()}
 	if p.Rotation != nil {
 		if p.Rotation.Lifetime > 0 {
-			r.spec.End = time.Now().Add(p.Rotation.Lifetime)
+			// Less than a day is refused, and some of it passes on the way.
+			r.spec.End = time.Now().Add(max(p.Rotation.Lifetime, leastSecretLife+time.Minute))
 		}
 		if admin == "" {
 			r.admin = p.Rotation.AdminProfile

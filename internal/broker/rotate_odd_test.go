@@ -205,3 +205,20 @@ func TestNobodyIsQuickerThanTheSecretsOfTheStore(t *testing.T) {
 		}
 	})
 }
+
+// TestSecretOfADayIsNotRefused rotates with the shortest life that can be
+// configured: what is asked for must be a day when it arrives.
+func TestSecretOfADayIsNotRefused(t *testing.T) {
+	in(t, func(t *testing.T) {
+		v := newVault(5 * day)
+		p := rotating(v, nil)
+		p.Rotation.Lifetime = day
+		f := start(t, 1, p)
+		if _, err := f.replicas[0].RotateClientSecret(t.Context(), "invoices", "", time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+		if life := v.secrets[1].end.Sub(v.created[0]); life < day || life > day+time.Minute {
+			t.Errorf("a secret was asked for that lives %v", life)
+		}
+	})
+}
