@@ -130,7 +130,7 @@ func TestDeadHolderDelaysOthersByOneLease(t *testing.T) {
 		f := start(t, 1, profile(e))
 		// A replica took the lease and died: nobody renews it.
 		family := broker.Identity(broker.Identity("https://id.example.com", "invoices"), "a", "b", "c")
-		a, err := f.store.Acquire(t.Context(), broker.Claim{Family: family, Owner: "dead", Length: 3 * time.Second, Credential: "secret-1"})
+		a, err := f.store.Acquire(t.Context(), broker.Claim{Family: family, Owner: "dead", Length: 3 * time.Second, Credentials: []string{"secret-1"}})
 		if err != nil || a.Verdict != broker.Granted {
 			t.Fatalf("acquire: %v, %v", a.Verdict, err)
 		}

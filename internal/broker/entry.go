@@ -183,7 +183,7 @@ func (e *entry) obtain(ctx context.Context, p *profile, d Demand) (*Token, Sourc
 		switch now := time.Now(); {
 		case f.token != nil && f.token.meets(d, now):
 			return f.token, f.source, nil
-		case f.err != nil && (ours || f.err.binds(d, f.demand, p.Profile)):
+		case f.err != nil && (ours || f.err.binds(d, f.demand, e.credentials(p))):
 			return e.orLiving(d, f.err)
 		case f.token != nil && ours:
 			return e.orLiving(d, unmet(p, d, f.token))
@@ -250,10 +250,13 @@ func (e *entry) join(p *profile, d Demand) (*Token, *flight, *Error) {
 	return nil, e.launch(d, false), nil
 }
 
+// credentials are all whose refusal binds p here.
+func (e *entry) credentials(p *profile) []string { return append(p.credentials(), p.request(e.slot)) }
+
 // standing returns the failure that holds p back: the family's own, or that of
 // its client.
 func (e *entry) standing(p *profile, now time.Time) remembered {
-	if e.failure.binds(now, p.credentials()...) {
+	if e.failure.binds(now, e.credentials(p)...) {
 		return e.failure
 	}
 	return p.gate.standing(p.Profile, now)

@@ -52,14 +52,14 @@ func (e *Error) Error() string { return e.Text }
 func (e *Error) Unwrap() error { return e.Err }
 
 // binds reports whether a flight's failure answers a joiner that asks with
-// demand d for p. What was refused to one demand or one credential says nothing
-// about another.
-func (e *Error) binds(own, d Demand, p *Profile) bool {
+// demand d under these credentials. What was refused to one demand or one
+// credential says nothing about another.
+func (e *Error) binds(own, d Demand, credentials []string) bool {
 	switch e.Reason {
 	case ReasonRefreshTooSoon, ReasonLifetimeUnavailable:
 		return own == d
 	case ReasonCredentialsRejected:
-		return slices.Contains(p.credentials(), e.credential)
+		return slices.Contains(credentials, e.credential)
 	}
 	return true
 }

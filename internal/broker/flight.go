@@ -59,14 +59,14 @@ func (f *flight) fly(e *entry, floor Generation) {
 	defer cancel()
 	f.awaitSecrets(ctx, e)
 	claim := Claim{
-		Family:     e.family,
-		Slot:       e.slot,
-		Owner:      newOwner(),
-		Length:     e.b.lease,
-		Floor:      floor,
-		Credential: f.profile.Credential, UserCredential: f.profile.UserCredential,
-		Demand:  f.demand,
-		Consent: f.profile.consentUse(),
+		Family:      e.family,
+		Slot:        e.slot,
+		Owner:       newOwner(),
+		Length:      e.b.lease,
+		Floor:       floor,
+		Credentials: e.credentials(f.profile),
+		Demand:      f.demand,
+		Consent:     f.profile.consentUse(),
 	}
 	for lost := 0; ; {
 		if !f.awaitSave(ctx, e) {

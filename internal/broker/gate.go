@@ -163,7 +163,7 @@ func (p *pass) consult() (remembered, error) {
 // claim asks for the lease of the client's record.
 func (p *pass) claim(start time.Time) (Acquisition, error) {
 	c := Claim{
-		Family: p.profile.client(), Owner: newOwner(), Length: p.b.lease, Credential: p.profile.Credential, UserCredential: p.profile.UserCredential,
+		Family: p.profile.client(), Owner: newOwner(), Length: p.b.lease, Credentials: p.profile.credentials(),
 		Demand: Demand{NewerThan: math.MaxInt64}, // whatever proof there is
 	}
 	a, err := p.b.store.Acquire(p.ctx, c)

@@ -152,6 +152,9 @@ func (a *attempt) failed(ctx context.Context, issueErr *IssueError) {
 	if issueErr.Kind == GrantDead && !a.spent.IsEmpty() {
 		failure.Kind, failure.Credential = Dead, a.spentID()
 	}
+	if issueErr.Kind == RequestRejected {
+		failure.Credential = f.profile.request(e.slot)
+	}
 	failure.Outcome = issueErr.Outcome
 	decided, err := a.tell(ctx, failure)
 	// What nobody could be told is obeyed here all the same, and so is a refusal

@@ -132,13 +132,17 @@ func (p *Profile) client() string {
 	return Identity(p.Identity, cmp.Or(p.UserCredential, p.Credential), "client")
 }
 
-// credentials are all whose refusal binds the profile.
+// credentials are all whose refusal binds the profile, whatever it asks for.
 func (p *Profile) credentials() []string {
 	if p.UserCredential == "" {
 		return []string{p.Credential}
 	}
 	return []string{p.Credential, p.UserCredential}
 }
+
+// request names what is asked for in a slot. That the server refuses it binds
+// nobody who asks for something else.
+func (p *Profile) request(slot string) string { return Identity(p.Credential, slot, "request") }
 
 // consentUse is what a flight for the profile does with refresh tokens.
 func (p *Profile) consentUse() ConsentUse {

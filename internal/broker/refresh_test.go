@@ -32,6 +32,8 @@ type idp struct {
 	tolerant bool
 	// reusable refresh tokens are not replaced.
 	reusable bool
+	// refuses a scope.
+	refuses string
 	// fault decides what becomes of the next request, when set.
 	fault func(n int) fault
 
@@ -86,6 +88,12 @@ func (s *idp) Issue(ctx context.Context, r broker.Request) (*broker.Grant, error
 	time.Sleep(takes) // nothing cancels it now
 	if f == refused {
 		return nil, &broker.IssueError{Kind: broker.Unavailable, Outcome: broker.Answered, Text: fmt.Sprint("503 to request ", n)}
+	}
+	s.mu.Lock()
+	no := slices.Contains(r.Scopes, s.refuses)
+	s.mu.Unlock()
+	if no {
+		return nil, &broker.IssueError{Kind: broker.RequestRejected, Code: "invalid_scope", Outcome: broker.Answered, Text: "invalid_scope"}
 	}
 	g, err := s.spend(r.RefreshToken.Reveal())
 	if f == paused {
@@ -212,6 +220,32 @@ func rand() string {
 	defer owners.Unlock()
 	owners.n++
 	return fmt.Sprint("person-", owners.n)
+}
+
+// A scope that the server refuses holds up those who ask for it, and nobody else.
+func TestRefusedScopesHoldNobodyElseUp(t *testing.T) {
+	in(t, func(t *testing.T) {
+		s := newIDP()
+		s.refuses = "a"
+		p := s.consented(func(p *broker.Profile) { p.Scopes = []string{"b", "c", "a"} })
+		f := start(t, 2, p)
+		s.signIn(t, f.store, p)
+		for i, scopes := range [][]string{{"a"}, {"a"}, {"b"}, {"c"}} {
+			_, _, err := f.replicas[i%2].Issue(t.Context(), "invoices", scopes, broker.Demand{})
+			if e := (*broker.Error)(nil); scopes[0] == "a" && (!errors.As(err, &e) || e.Reason != broker.ReasonCredentialsRejected) || scopes[0] != "a" && err != nil {
+				t.Errorf("%v: %v", scopes, err)
+			}
+		}
+		asked := len(s.asked())
+		for range 100 {
+			if _, _, err := f.replicas[0].Issue(t.Context(), "invoices", []string{"a"}, broker.Demand{}); err == nil {
+				t.Error("got a token")
+			}
+		}
+		if now := len(s.asked()); now != asked {
+			t.Errorf("the refused scope was asked for %d times more", now-asked)
+		}
+	})
 }
 
 func TestRefreshTokensAreSpentOnceEach(t *testing.T) {

@@ -514,7 +514,7 @@ func (r *renewal) vouch(ctx context.Context, record secretRecord) {
 		return
 	}
 	p := r.b.with(r.profile, record.inUse())
-	c := Claim{Family: p.client(), Owner: newOwner(), Length: r.b.lease, Credential: p.Credential, Demand: Demand{NewerThan: math.MaxInt64}}
+	c := Claim{Family: p.client(), Owner: newOwner(), Length: r.b.lease, Credentials: p.credentials(), Demand: Demand{NewerThan: math.MaxInt64}}
 	a, err := r.b.store.Acquire(ctx, c)
 	if err == nil && a.Verdict == Granted {
 		_, _, _ = r.b.store.Save(ctx, Lease{Family: c.Family, Owner: c.Owner, Fence: a.Fence, Length: c.Length}, proofOf(p))

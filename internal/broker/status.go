@@ -104,7 +104,7 @@ func (p *profile) status(r Record, known bool, start time.Time) *Status {
 		}
 		s.TokenID, s.IssueTime, s.ExpireTime, s.RefreshTime = t.ID, t.IssueTime, t.ExpireTime, t.RefreshTime
 	}
-	if f := r.Failure; f != nil && (f.Binds(p.credentials()...) || f.Kind == Dead && p.consentUse() == ConsentRequired) {
+	if f := r.Failure; f != nil && (f.Binds(p.own.credentials(p)...) || f.Kind == Dead && p.consentUse() == ConsentRequired) {
 		s.LastError = lastError(p.Profile, *r.Failure, start)
 	} else if r := p.gate.standing(p.Profile, start); r.Kind != NoFailure {
 		f := r.Failure

@@ -122,9 +122,10 @@ type Claim struct {
 	Length time.Duration
 	// Floor is the highest generation that this process has seen.
 	Floor Generation
-	// Credential that would be presented, and UserCredential: see Profile.
-	Credential, UserCredential string
-	Demand                     Demand
+	// Credentials are what a refusal may be bound to that stands in the way: the
+	// digests, without blanks, of what would be presented and asked for.
+	Credentials []string
+	Demand      Demand
 	// Consent says what the claimant needs of a refresh token.
 	Consent ConsentUse
 	// Asked tells that a claim before this one was answered Unknown, and that

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/config"
 	"github.com/tokenbroker/tokenbroker/internal/store"
 )
@@ -213,4 +214,10 @@ func again(t testing.TB, directory string) {
 		t.Fatal(err)
 	}
 	write(t, filepath.Join(directory, "again.crt"), string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
+}
+
+// presented is what a Vantage profile's credential is called that presents these.
+func presented(key []byte, secrets ...broker.Secret) string {
+	how := []broker.Secret{broker.NewSecret("client_secret_post"), {}, {}}
+	return broker.Fingerprint(key, append(how, secrets...)...)
 }

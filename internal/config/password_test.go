@@ -32,7 +32,7 @@ func TestThePasswordProfile(t *testing.T) {
 	if p.GrantType != broker.Password || !p.RefreshTokens || p.Reusable || p.Grace != 30*time.Second || p.Timeout != 7*time.Second {
 		t.Errorf("profile is %+v", p)
 	}
-	want := broker.Fingerprint(options.FingerprintKey, broker.NewSecret(canary+"-env"), broker.NewSecret(canary+"-user"), broker.NewSecret(" "+canary+" "))
+	want := presented(options.FingerprintKey, broker.NewSecret(canary+"-env"), broker.NewSecret(canary+"-user"), broker.NewSecret(" "+canary+" "))
 	if p.Credential != want {
 		t.Error("another credential")
 	}
@@ -122,7 +122,7 @@ func TestThePasswordIsReadAgain(t *testing.T) {
 		for path, content := range map[string]string{user: step.user, password: step.password} {
 			rename(t, write(t, path+".new", content), path)
 		}
-		want := broker.Fingerprint(options.FingerprintKey, client, broker.NewSecret(step.user), broker.NewSecret(step.password))
+		want := presented(options.FingerprintKey, client, broker.NewSecret(step.user), broker.NewSecret(step.password))
 		deadline := time.After(20 * time.Second)
 		for *r.credential.Load() != want {
 			select {

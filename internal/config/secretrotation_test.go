@@ -55,7 +55,7 @@ func TestSecretRotation(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			if next.Credential != broker.Fingerprint(c.Store.Access.Keyset.FingerprintKey(), newer, broker.NewSecret(variables["SECRET"])) {
+			if next.Credential != presented(c.Store.Access.Keyset.FingerprintKey(), newer, broker.NewSecret(variables["SECRET"])) {
 				t.Error("it presents something else")
 			}
 			if next.Name != p.Name || next.Identity != p.Identity || !next.Coordinated || next.ConsoleURL != p.ConsoleURL || next.Rotation != p.Rotation {

@@ -18,7 +18,7 @@ func secret(t testing.TB, reference string) string {
 
 // credential is the name of the secret that a profile uses.
 func credential(secret string) string {
-	return broker.Fingerprint(options.FingerprintKey, broker.NewSecret(secret))
+	return presented(options.FingerprintKey, broker.NewSecret(secret))
 }
 
 func TestSecretSources(t *testing.T) {

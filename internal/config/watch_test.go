@@ -61,7 +61,7 @@ func (r *rig) load() error {
 // uses waits until the profile uses the secret.
 func (r *rig) uses(secret string) {
 	r.Helper()
-	want := broker.Fingerprint(options.FingerprintKey, broker.NewSecret(secret))
+	want := presented(options.FingerprintKey, broker.NewSecret(secret))
 	deadline := time.After(20 * time.Second)
 	for *r.credential.Load() != want {
 		select {

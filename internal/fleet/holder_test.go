@@ -21,7 +21,7 @@ func transition(argument string) func(faultproxy.Command) bool {
 }
 
 var (
-	acquires = transition("credential")
+	acquires = transition("credentials")
 	intends  = transition("horizon")
 	saves    = transition("spent")
 )

@@ -3,6 +3,7 @@ package service
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"sort"
 	"time"
@@ -47,6 +48,9 @@ func (s *profileAdmin) ListProfiles(ctx context.Context, r *pb.ListProfilesReque
 			break
 		}
 		status, err := s.broker.Status(ctx, name)
+		if gone := (*broker.Error)(nil); errors.As(err, &gone) && gone.Reason == broker.ReasonProfileUnknown {
+			continue // since the names were listed
+		}
 		if err != nil {
 			return nil, fromBroker(err, c, name, administer)
 		}

@@ -73,7 +73,7 @@ func (r *memRecord) binds(c broker.Claim, now time.Time) bool {
 	case f.Kind == broker.Dead:
 		return c.Consent == broker.ConsentRequired && r.consent.is(f.Credential)
 	}
-	return f.Binds(c.Credential) || c.UserCredential != "" && f.Binds(c.UserCredential)
+	return f.Binds(c.Credentials...)
 }
 
 // renew extends a lease that is still held: a later one or a drop has taken it

@@ -178,7 +178,7 @@ func (r *Redis) Acquire(ctx context.Context, c broker.Claim) (broker.Acquisition
 		answer, err := r.call(ctx, "acquiring the lease of", acquireScript, c.Family, false,
 			"owner", c.Owner, "length", c.Length.Milliseconds(), "floor", max(int64(c.Floor), known.floor), "slot", c.Slot,
 			"life", ceil(c.Demand.Lifetime), "newer", int64(c.Demand.NewerThan), "reported", c.Demand.Not,
-			"credential", c.Credential, "user", c.UserCredential, "consent", consentUses[c.Consent], "asked", flag(c.Asked),
+			"credentials", strings.Join(c.Credentials, " "), "consent", consentUses[c.Consent], "asked", flag(c.Asked),
 			"settling", r.settling().Milliseconds(), "again", flag(again), "absent", absent)
 		if err != nil {
 			return broker.Acquisition{}, err

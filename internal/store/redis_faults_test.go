@@ -28,7 +28,7 @@ var aKey = recordKey(aFamily)
 var never = broker.Demand{NewerThan: math.MaxInt64}
 
 func claimOf(owner string, use broker.ConsentUse) broker.Claim {
-	return broker.Claim{Family: aFamily, Owner: owner, Length: 3 * time.Second, Credential: "secret", Demand: never, Consent: use}
+	return broker.Claim{Family: aFamily, Owner: owner, Length: 3 * time.Second, Credentials: []string{"secret"}, Demand: never, Consent: use}
 }
 
 func aToken(name string) broker.StoredToken {

@@ -72,7 +72,7 @@ func (p *past) lease() broker.Lease {
 	p.tokens++
 	owner := fmt.Sprint("owner", p.tokens)
 	answer := p.call(acquireScript, "owner", owner, "length", 3000, "floor", 0, "slot", "", "life", 0, "newer", 1<<60,
-		"reported", "", "credential", "", "user", "", "consent", "no", "asked", "0", "settling", 0, "again", "0", "absent", "")
+		"reported", "", "credentials", "", "consent", "no", "asked", "0", "settling", 0, "again", "0", "absent", "")
 	if answer.code != "GRANTED" {
 		p.r.offset.Add(4000)
 		return p.lease()

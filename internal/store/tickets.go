@@ -59,7 +59,8 @@ func (r *Redis) Redeem(ctx context.Context, id, owner string) (broker.Redemption
 
 // onTicket runs a script on a ticket. what is being attempted begins the error.
 func (r *Redis) onTicket(ctx context.Context, what string, s *script, id string, args ...any) (answer reply, err error) {
-	raw, err := r.link.run(ctx, s, ticketKey(id), append([]any{r.offset.Load(), r.nonce()}, args...)...)
+	// Whoever has redeemed it must not be forgotten: the code would be sent twice.
+	raw, _, err := r.link.runDurably(ctx, s, ticketKey(id), append([]any{r.offset.Load(), r.nonce()}, args...)...)
 	if err == nil {
 		err = answer.parse(raw)
 	}

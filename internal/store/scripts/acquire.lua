@@ -3,10 +3,10 @@
 -- can; else it takes the lease.
 --
 -- arg: owner, length, floor, slot, life, newer, reported (token id or ''),
--- credential, user (credential of a resource owner, or ''), consent ('no',
--- 'preferred', 'required'), asked ('1' after UNKNOWN),
--- settling (ms for which the caller may use no consent), again ('1' has a lease of the
--- owner's own judged anew), absent (id of a token that cannot be used).
+-- credentials (with blanks between them), consent ('no', 'preferred', 'required'),
+-- asked ('1' after UNKNOWN), settling (ms for which the caller may use no consent),
+-- again ('1' has a lease of the owner's own judged anew), absent (id of a token
+-- that cannot be used).
 load('s:' .. arg.slot, 'a:' .. arg.slot)
 local l, c, e, p = lease(), consent(), failure(), presented()
 local mine = l and l.live and l.owner == arg.owner and l.fence == number('f')
@@ -33,7 +33,7 @@ end
 local function binds()
   if not e or not e.stands then return false end
   if e.kind == 'transient' or e.kind == 'throttled' then return true end
-  if e.kind == 'rejected' then return H.ek == arg.credential or arg.user ~= '' and H.ek == arg.user end
+  if e.kind == 'rejected' then return (' ' .. arg.credentials .. ' '):find(' ' .. H.ek .. ' ', 1, true) ~= nil end
   return arg.consent == 'required' and c and H.ek == c.id -- dead
 end
 

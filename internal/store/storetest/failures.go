@@ -11,7 +11,7 @@ var failures = map[string]func(*history){
 	"a success ends them":                           successClears,
 	"a rejection binds its credential":              rejection,
 	"a rejection for ever":                          rejectedForever,
-	"a rejection binds a resource owner":            userRejection,
+	"a rejection binds whoever has one of several":  oneOfSeveral,
 	"under a lease that ended and nobody took over": lateFailure,
 	"under an overtaken lease":                      staleFailure,
 	"a reset forgets, also what is on its way":      reset,
@@ -60,7 +60,7 @@ func rejection(h *history) {
 		h.t.Errorf("remembered %+v", a.Failure)
 	}
 	other := h.claimOf("r", "", broker.Demand{})
-	other.Credential = "new secret"
+	other.Credentials = []string{"new-secret"}
 	l := h.claim(other, broker.Granted)
 	if l.Failure == nil || l.Failure.Kind != broker.Rejection {
 		h.t.Errorf("the record inside the lease shows failure %+v", l.Failure)
@@ -71,18 +71,20 @@ func rejection(h *history) {
 	h.acquire("q", broker.Demand{}, broker.Granted)
 }
 
-func userRejection(h *history) {
+func oneOfSeveral(h *history) {
 	h.fail(h.lease("p"), rejected("user", broker.Forever))
-	of := func(credential, user string) broker.Claim {
+	of := func(credentials ...string) broker.Claim {
 		c := h.claimOf("q", "", broker.Demand{})
-		c.Credential, c.UserCredential = credential, user
+		c.Credentials = credentials
 		return c
 	}
 	h.claim(of("secret", "user"), broker.Refused)
-	h.claim(of("new secret", "user"), broker.Refused)
-	h.claim(of("secret", ""), broker.Granted)
+	h.claim(of("user", "new-secret"), broker.Refused)
+	h.claim(of("secret", "use", "r"), broker.Granted)
 	h.Advance(time.Minute)
-	h.claim(of("secret", "other user"), broker.Granted)
+	h.claim(of("secret", "other-user"), broker.Granted)
+	h.Advance(time.Minute)
+	h.claim(of(), broker.Granted)
 }
 
 func rejectedForever(h *history) {

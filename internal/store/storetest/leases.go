@@ -148,7 +148,7 @@ func order(h *history) {
 	report := broker.Demand{NewerThan: t1.Generation, Lifetime: hour, Not: id("t1")}
 	h.fail(h.lease("p"), rejected("secret", 30*time.Second))
 	holder := h.claimOf("q", "", newer)
-	holder.Credential, holder.Length = "new secret", time.Minute
+	holder.Credentials, holder.Length = []string{"new-secret"}, time.Minute
 	h.acquire("r", report, broker.TooSoon)
 	h.Advance(11 * time.Second)
 	q := h.claim(holder, broker.Granted)

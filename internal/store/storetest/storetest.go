@@ -157,7 +157,7 @@ var anew = broker.Demand{NewerThan: math.MaxInt64}
 
 // claimOf is owner's claim to a slot of the family.
 func (h *history) claimOf(owner, slot string, d broker.Demand) broker.Claim {
-	return broker.Claim{Family: h.family, Slot: slot, Owner: owner, Length: lease, Credential: "secret", Demand: d, Consent: h.use}
+	return broker.Claim{Family: h.family, Slot: slot, Owner: owner, Length: lease, Credentials: []string{"secret"}, Demand: d, Consent: h.use}
 }
 
 // claim wants that verdict. While the store asks other replicas, which takes

@@ -222,7 +222,7 @@ func (w *walk) rest() {
 	w.observe()
 	w.flights = nil
 	last := w.takeOff()
-	last.claim.Credential, last.claim.Asked = "new", true
+	last.claim.Credentials, last.claim.Asked = []string{"new"}, true
 	a, err := w.Another.Acquire(w.ctx(), last.claim)
 	w.must("acquire by the last one", err)
 	if a.Verdict == broker.Busy || a.Verdict == broker.InDoubt {
@@ -243,7 +243,7 @@ func (w *walk) takeOff() *flight {
 	f := &flight{replica: w.rng.IntN(2)}
 	f.claim = broker.Claim{
 		Family: w.family, Slot: []string{"", "b"}[w.rng.IntN(2)], Owner: w.name("owner"), Length: lease,
-		Credential: "secret", Consent: w.use,
+		Credentials: []string{"secret"}, Consent: w.use,
 	}
 	if !w.chance(4) {
 		f.claim.Demand = anew
