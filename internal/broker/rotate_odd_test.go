@@ -2,6 +2,7 @@ package broker_test
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"strings"
 	"sync/atomic"
@@ -219,6 +220,24 @@ func TestSecretOfADayIsNotRefused(t *testing.T) {
 		}
 		if life := v.secrets[1].end.Sub(v.created[0]); life < day || life > day+time.Minute {
 			t.Errorf("a secret was asked for that lives %v", life)
+		}
+	})
+}
+
+// TestSecretOfACallerWhoLeftIsToldOf has whom a secret is for leave while it is
+// created: nobody has it.
+func TestSecretOfACallerWhoLeftIsToldOf(t *testing.T) {
+	in(t, func(t *testing.T) {
+		v := newVault(5 * day)
+		f := start(t, 1, rotating(v, nil))
+		ctx, cancel := context.WithTimeout(t.Context(), v.takes/2)
+		defer cancel()
+		s, _, err := f.replicas[0].CreateClientSecret(ctx, "invoices", broker.ClientSecretSpec{ClientID: "other", Description: "for others"}, "")
+		if _, _, created := v.counts(); created != 1 || !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("got %v, %v after %d creations", s, err, created)
+		}
+		if text := f.log.String(); !strings.Contains(text, "a client secret may exist that nobody knows") || !strings.Contains(text, `client_id=other description="for others"`) {
+			t.Errorf("of the secret nobody is told:\n%s", text)
 		}
 	})
 }
