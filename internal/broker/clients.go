@@ -185,6 +185,10 @@ func (b *Broker) CreateClientSecret(ctx context.Context, name string, spec Clien
 		return nil, 0, b.administrationFailed(name, fmt.Sprintf("creating a secret for client %s with the token of profile %s", spec.ClientID, name), err)
 	}
 	b.log.Info("client secret created", "profile", name, "tenant_id", spec.TenantID, "client_id", spec.ClientID, "description", spec.Description, "end", s.End)
+	if err := ctx.Err(); err != nil { // whom it was for has left
+		b.orphaned(name, spec)
+		return nil, 0, err
+	}
 	return s, ToCaller, nil
 }
 

@@ -28,6 +28,9 @@ type keeper struct {
 	known     chan struct{}
 	knownOnce sync.Once
 
+	// reading is held by whoever reads the record, until its secrets are presented.
+	reading chan struct{}
+
 	// mu guards what was read last.
 	mu         sync.Mutex
 	record     secretRecord
@@ -73,7 +76,7 @@ func (b *Broker) startKeepers(configured []*Profile) {
 
 func newKeeper(b *Broker, p *Profile, old *keeper) *keeper {
 	k := &keeper{
-		b: b, profile: p, changed: make(chan struct{}, 1), known: make(chan struct{}),
+		b: b, profile: p, changed: make(chan struct{}, 1), known: make(chan struct{}), reading: make(chan struct{}, 1),
 		delay: rand.N(spreadRotation), began: time.Now(),
 	}
 	var ctx context.Context
@@ -140,6 +143,12 @@ func (k *keeper) secrets() []Secret {
 
 // read has all profiles present what the record says now.
 func (k *keeper) read(ctx context.Context) error {
+	select {
+	case k.reading <- struct{}{}:
+		defer func() { <-k.reading }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	found, err := k.b.store.Look(ctx, k.profile.secretsFamily(), "")
 	if err != nil {
 		return err
@@ -262,7 +271,8 @@ func (b *Broker) renewalOf(p *Profile, admin string) (*renewal, error) {
 	r.spec = ClientSecretSpec{TenantID: r.own.Tenant(), ClientID: r.own.ClientID()}
 	if p.Rotation != nil {
 		if p.Rotation.Lifetime > 0 {
-			r.spec.End = time.Now().Add(p.Rotation.Lifetime)
+			// Less than a day is refused, and some of it passes on the way.
+			r.spec.End = time.Now().Add(max(p.Rotation.Lifetime, leastSecretLife+time.Minute))
 		}
 		if admin == "" {
 			r.admin = p.Rotation.AdminProfile

@@ -396,7 +396,12 @@ func mayExist(err error) bool {
 
 // orphaned tells of a secret that may exist and that nobody knows.
 func (r *renewal) orphaned(description string) {
-	r.b.log.Error("a client secret may exist that nobody knows: remove it at the authorization server", "profile", r.profile.Name, "description", description)
+	r.b.orphaned(r.profile.Name, ClientSecretSpec{TenantID: r.spec.TenantID, ClientID: r.spec.ClientID, Description: description})
+}
+
+func (b *Broker) orphaned(profile string, spec ClientSecretSpec) {
+	b.log.Error("a client secret may exist that nobody knows: remove it at the authorization server",
+		"profile", profile, "tenant_id", spec.TenantID, "client_id", spec.ClientID, "description", spec.Description)
 }
 
 // failed has the next attempt wait. It returns the error.

@@ -2,10 +2,12 @@ package broker_test
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/tokenbroker/tokenbroker/internal/broker"
@@ -162,6 +164,80 @@ func TestSameDescriptionTwiceHidesNoSecret(t *testing.T) {
 		}
 		if n := strings.Count(log.String(), "a client secret may exist that nobody knows"); n < 1 {
 			t.Error("of the first secret nobody was told")
+		}
+	})
+}
+
+// TestNobodyIsQuickerThanTheSecretsOfTheStore has a caller ask while another
+// reader of the record is about to have its secrets presented.
+func TestNobodyIsQuickerThanTheSecretsOfTheStore(t *testing.T) {
+	in(t, func(t *testing.T) {
+		v := newVault(5 * day)
+		f := start(t, 1, rotating(v, nil))
+		if _, err := f.replicas[0].RotateClientSecret(t.Context(), "invoices", "", time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+		v.set(func() { v.secrets[0].end = time.Now() })
+		time.Sleep(5 * time.Minute) // the token has ended
+		p := rotating(v, nil)
+		with := p.Rotation.With
+		p.Rotation.With = func(s []broker.Secret) (*broker.Profile, error) {
+			time.Sleep(time.Second)
+			return with(s)
+		}
+		record, _ := broker.SecretFamilies(p)
+		takes := 100 * time.Millisecond // to read the record; who reads it next is slower
+		fresh := broker.New(&seam{Store: f.store, look: func(family string) error {
+			if family == record {
+				wait := takes
+				takes = 500 * time.Millisecond
+				time.Sleep(wait)
+			}
+			return nil
+		}}, broker.Options{})
+		defer fresh.Close()
+		fresh.Configure([]*broker.Profile{p})
+		synctest.Wait()
+		if _, _, err := fresh.Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+			t.Error(err)
+		}
+		if _, refused, _ := v.counts(); refused > 0 {
+			t.Errorf("the client was refused %d times", refused)
+		}
+	})
+}
+
+// TestSecretOfADayIsNotRefused rotates with the shortest life that can be
+// configured: what is asked for must be a day when it arrives.
+func TestSecretOfADayIsNotRefused(t *testing.T) {
+	in(t, func(t *testing.T) {
+		v := newVault(5 * day)
+		p := rotating(v, nil)
+		p.Rotation.Lifetime = day
+		f := start(t, 1, p)
+		if _, err := f.replicas[0].RotateClientSecret(t.Context(), "invoices", "", time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+		if life := v.secrets[1].end.Sub(v.created[0]); life < day || life > day+time.Minute {
+			t.Errorf("a secret was asked for that lives %v", life)
+		}
+	})
+}
+
+// TestSecretOfACallerWhoLeftIsToldOf has whom a secret is for leave while it is
+// created: nobody has it.
+func TestSecretOfACallerWhoLeftIsToldOf(t *testing.T) {
+	in(t, func(t *testing.T) {
+		v := newVault(5 * day)
+		f := start(t, 1, rotating(v, nil))
+		ctx, cancel := context.WithTimeout(t.Context(), v.takes/2)
+		defer cancel()
+		s, _, err := f.replicas[0].CreateClientSecret(ctx, "invoices", broker.ClientSecretSpec{ClientID: "other", Description: "for others"}, "")
+		if _, _, created := v.counts(); created != 1 || !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("got %v, %v after %d creations", s, err, created)
+		}
+		if text := f.log.String(); !strings.Contains(text, "a client secret may exist that nobody knows") || !strings.Contains(text, `client_id=other description="for others"`) {
+			t.Errorf("of the secret nobody is told:\n%s", text)
 		}
 	})
 }
