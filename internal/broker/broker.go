@@ -118,6 +118,8 @@ type profile struct {
 	subsets sync.Map // string -> *entry
 	// served counts answers by Source.
 	served [Uncoordinated + 1]atomic.Uint64
+	// last is when the last caller was served, in Unix seconds; zero if none was.
+	last atomic.Int64
 }
 
 // maxSubsets bounds the scope subsets in use per profile: each is a token, and a
@@ -222,6 +224,7 @@ func (p *profile) inherit(old *profile) {
 	for i := range p.served {
 		p.served[i].Store(old.served[i].Load())
 	}
+	p.last.Store(old.last.Load())
 	if old.Identity != p.Identity {
 		return
 	}
@@ -261,6 +264,9 @@ func (b *Broker) Issue(ctx context.Context, name string, scopes []string, d Dema
 			return nil, 0, err
 		}
 		p.served[source].Add(1)
+		if s := now.Unix(); p.last.Load() != s { // as in entry.touch
+			p.last.Store(s)
+		}
 		return t, source, nil
 	}
 }
@@ -476,6 +482,15 @@ func (b *Broker) Close() {
 }
 
 func newOwner() string { return rand.Text() }
+
+// LastServed is when the call was made that got a token of the profile last, to
+// the second; zero if none has since this process started.
+func (b *Broker) LastServed(name string) time.Time {
+	if p := (*b.profiles.Load())[name]; p != nil && p.last.Load() != 0 {
+		return time.Unix(p.last.Load(), 0)
+	}
+	return time.Time{}
+}
 
 // Has reports whether there is a profile of that name.
 func (b *Broker) Has(name string) bool { return (*b.profiles.Load())[name] != nil }

@@ -17,10 +17,7 @@ type lastCalls struct {
 	mu        sync.Mutex // held to replace it
 }
 
-type lastCall struct {
-	caller atomic.Pointer[caller]
-	at     atomic.Int64 // Unix seconds
-}
+type lastCall = atomic.Pointer[caller]
 
 // note notes that c got a token of the profile.
 func (l *lastCalls) note(profile string, c *caller) {
@@ -28,11 +25,8 @@ func (l *lastCalls) note(profile string, c *caller) {
 	if last == nil {
 		last = l.add(profile)
 	}
-	if known := last.caller.Load(); known != c && (known == nil || known.name != c.name) {
-		last.caller.Store(c)
-	}
-	if now := time.Now().Unix(); last.at.Load() != now {
-		last.at.Store(now)
+	if known := last.Load(); known != c && (known == nil || known.name != c.name) {
+		last.Store(c)
 	}
 }
 
@@ -66,9 +60,9 @@ func (s *Service) LastCall(profile string) (caller string, at time.Time) {
 	if last == nil {
 		return "", time.Time{}
 	}
-	c, seconds := last.caller.Load(), last.at.Load()
-	if c == nil || seconds == 0 { // it is being noted
+	c, at := last.Load(), s.broker.LastServed(profile)
+	if c == nil || at.IsZero() { // it is being noted, or the profile was made anew
 		return "", time.Time{}
 	}
-	return c.name, time.Unix(seconds, 0)
+	return c.name, at
 }
