@@ -32,9 +32,12 @@ type client struct {
 }
 
 // flags adds the client's flags to a command.
-func (c *client) flags(cmd *cobra.Command) {
+func (c *client) flags(cmd *cobra.Command) { c.flagsWithin(cmd, 40*time.Second) }
+
+// flagsWithin are flags for what usually takes less than that.
+func (c *client) flagsWithin(cmd *cobra.Command, timeout time.Duration) {
 	c.connectionFlags(cmd)
-	cmd.Flags().DurationVar(&c.timeout, "timeout", 40*time.Second, "give up after this time")
+	cmd.Flags().DurationVar(&c.timeout, "timeout", timeout, "give up after this time")
 }
 
 // connectionFlags say where the broker is, and who calls. Each can be set as

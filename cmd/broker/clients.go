@@ -83,6 +83,9 @@ func newClientCreate() *cobra.Command {
 	return cmd
 }
 
+// secretTakes is enough for a token, a new secret and its proofs.
+const secretTakes = 2 * time.Minute
+
 func newSecret() *cobra.Command {
 	cmd := &cobra.Command{Use: "secret", Short: "Create and rotate client secrets at ABBYY Vantage", Args: cobra.NoArgs, RunE: help}
 	cmd.AddCommand(newSecretCreate(), newSecretRotate())
@@ -122,7 +125,7 @@ func newSecretCreate() *cobra.Command {
 			})
 		},
 	}
-	c.flags(cmd)
+	c.flagsWithin(cmd, secretTakes)
 	f := cmd.Flags()
 	f.StringVar(&r.TenantId, "tenant-id", "", "the client's tenant; by default the profile's")
 	f.StringVar(&r.ClientId, "client-id", "", "the client's identifier; required")
@@ -161,7 +164,7 @@ func newSecretRotate() *cobra.Command {
 			})
 		},
 	}
-	c.flags(cmd)
+	c.flagsWithin(cmd, secretTakes)
 	cmd.Flags().StringVar(&r.AdminProfile, "admin-profile", "", "the profile whose token authorizes it; by default as the config has it, or the profile itself")
 	cmd.Flags().Var(&expires, "expires", "when the new secret ends, from now, as 180d: 1d to 1096d; by default as the config has it, or after six months")
 	return cmd

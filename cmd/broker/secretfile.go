@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/tokenbroker/tokenbroker/internal/broker"
@@ -23,8 +24,14 @@ func (secretFiles) Check(path string) error {
 	if err != nil {
 		return err
 	}
-	err = prepare(f, info, secretMode)
-	return errors.Join(err, f.Close(), os.Remove(f.Name()))
+	err = errors.Join(prepare(f, info, secretMode), f.Close(), os.Remove(f.Name()))
+	// A file that is mounted on its own cannot be replaced; a link to it tells.
+	if linked := os.Link(path, f.Name()); errors.Is(linked, syscall.EXDEV) {
+		return errors.Join(err, fmt.Errorf("%s is mounted on its own, so it cannot be replaced: mount its directory, or set secret_rotation to have the secret in the store", path))
+	} else if linked == nil {
+		err = errors.Join(err, os.Remove(f.Name()))
+	}
+	return err
 }
 
 // Write implements broker.SecretFiles.

@@ -165,6 +165,10 @@ func (b *Broker) Configure(configured []*Profile) {
 // replace puts profiles in force, with the client secrets that are known of them.
 // b.configuring is held.
 func (b *Broker) replace(configured []*Profile) {
+	presenting := make([]*profile, len(configured))
+	for i, c := range configured { // while callers still have the old ones
+		presenting[i] = b.presenting(c)
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 
@@ -176,13 +180,8 @@ func (b *Broker) replace(configured []*Profile) {
 	entries := make(roster, len(configured))
 	gates := make(map[string]*gate, len(configured))
 	clients := make(map[string]*gate, len(configured))
-	for _, c := range configured {
-		p := &profile{Profile: c}
-		if k := b.keepers[c.secretsFamily()]; k != nil && c.Rotation != nil {
-			p.keeper, p.informed = k, k.isKnown()
-			c = b.with(c, k.secrets())
-			p.Profile = c
-		}
+	for _, p := range presenting {
+		c := p.Profile
 		if p.gate = cmp.Or(gates[c.Identity], b.gates[c.Identity]); p.gate == nil {
 			p.gate = newGate()
 		}
@@ -216,6 +215,22 @@ func (b *Broker) replace(configured []*Profile) {
 	b.consents.retain(entries)
 	b.entries, b.gates, b.clients = entries, gates, clients
 	b.profiles.Store(&next)
+}
+
+// presenting is a profile with the client secrets that its keeper knows.
+func (b *Broker) presenting(c *Profile) *profile {
+	p := &profile{Profile: c}
+	if c.Rotation == nil {
+		return p
+	}
+	b.mu.Lock()
+	p.keeper = b.keepers[c.secretsFamily()]
+	b.mu.Unlock()
+	if p.keeper != nil {
+		p.informed = p.keeper.isKnown()
+		p.Profile = b.with(c, p.keeper.secrets())
+	}
+	return p
 }
 
 // inherit takes over what old, the profile of the same name before, has counted

@@ -95,10 +95,19 @@ const (
 )
 
 // secretsFamily names the record of the client's secrets in the store.
-func (p *Profile) secretsFamily() string { return Identity(p.Identity, "client secrets") }
+func (p *Profile) secretsFamily() string { return Identity(p.itsClient(), "client secrets") }
 
 // rotationFamily names the lease of whoever renews them.
-func (p *Profile) rotationFamily() string { return Identity(p.Identity, "client secret rotation") }
+func (p *Profile) rotationFamily() string { return Identity(p.itsClient(), "client secret rotation") }
+
+// itsClient names the client, whatever its profiles do with it: they share its
+// secrets.
+func (p *Profile) itsClient() string {
+	if admin, ok := p.Issuer.(Administrator); ok {
+		return Identity(p.Endpoint, admin.Tenant(), admin.ClientID())
+	}
+	return p.Identity
+}
 
 // secretsIn reads the record; one that is not there is empty.
 func secretsIn(t *StoredToken) (r secretRecord, err error) {
@@ -219,7 +228,7 @@ func (r *renewal) run(ctx context.Context) (secretRecord, error) {
 	if err != nil {
 		return secretRecord{}, err
 	}
-	held, _, release := r.b.hold(ctx, &profile{Profile: r.profile}, lease, start)
+	held, lasts, release := r.b.hold(ctx, &profile{Profile: r.profile}, lease, start)
 	defer func() {
 		release()
 		_ = detached(ctx, func(ctx context.Context) error { // it ends by itself
@@ -239,7 +248,7 @@ func (r *renewal) run(ctx context.Context) (secretRecord, error) {
 	if err != nil || !r.needed(record) {
 		return record, err
 	}
-	if record, err = r.create(held); err != nil {
+	if record, err = r.create(held, lasts); err != nil {
 		return record, err
 	}
 	return r.introduce(held, record)
@@ -331,7 +340,7 @@ func (r *renewal) updateOnce(ctx context.Context, change func(*secretRecord) err
 }
 
 // create takes the first two steps.
-func (r *renewal) create(ctx context.Context) (secretRecord, error) {
+func (r *renewal) create(ctx context.Context, lasts func() bool) (secretRecord, error) {
 	token, _, err := r.b.Issue(ctx, r.admin, nil, Demand{})
 	if err != nil {
 		return r.failed(ctx, err)
@@ -357,6 +366,9 @@ func (r *renewal) create(ctx context.Context) (secretRecord, error) {
 	})
 	if err != nil || ctx.Err() != nil {
 		return record, errors.Join(err, context.Cause(ctx))
+	}
+	if !lasts() { // this process stood still, and another one may be at it
+		return record, errLeaseLost
 	}
 	asked := time.Now()
 	made, err := admin.CreateClientSecret(context.WithoutCancel(ctx), token.Access, r.spec)
