@@ -112,7 +112,7 @@ func (b *Broker) administrator(name string, tenant *string) (Administrator, erro
 	if *tenant == "" {
 		return nil, &Error{
 			Reason: ReasonInvalidRequest, Field: "tenant_id",
-			Text: fmt.Sprintf("no tenant is known: profile %s has no tenant_id, so the request must", name),
+			Text: fmt.Sprintf("no tenant is known: set tenant_id in profile %s, or name one in the request", name),
 		}
 	}
 	return admin, nil
