@@ -193,14 +193,10 @@ func (a *attempt) exchange(ctx context.Context, x CodeExchange) (*Grant, error) 
 // refused tells of an exchange that failed. What it says of the client is
 // remembered; the code is spent.
 func (a *attempt) refused(ctx context.Context, pass *pass, err *IssueError) *Error {
-	p, b := a.f.profile, a.e.b
+	p := a.f.profile
 	failure := a.e.backOff(failureOf(p.Profile, err))
 	pass.fail(ctx, err.Kind, failure)
-	b.log.Warn("sign-in failed", "profile", p.Name, "outcome", err.Kind.String(), "oauth_error", err.Code, "error", err.Text, "took", a.took, "server_trace", err.Trace)
-	if err.Err != nil {
-		b.log.Debug("cause of the failed sign-in", "profile", p.Name, "cause", err.Err.Error())
-	}
-	b.observe(Attempt{Profile: p.Name, Outcome: err.Kind.String(), Duration: a.took})
+	a.report("sign-in", err)
 	switch {
 	case err.Kind == GrantDead:
 		e := authorizationNeeded(p.Profile, "")

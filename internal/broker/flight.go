@@ -101,8 +101,7 @@ func (f *flight) fly(e *entry, floor Generation) {
 			if a.Consent != nil {
 				e.b.consents.note(e.family, a.Consent, start)
 			}
-			lease := Lease{Family: e.family, Owner: claim.Owner, Fence: a.Fence, Length: claim.Length}
-			err := f.mint(ctx, e, lease, a, start)
+			err := f.mint(ctx, e, claim.lease(a.Fence), a, start)
 			if err == nil {
 				return
 			}
@@ -265,7 +264,7 @@ func (b *Broker) recovered(profile string, value any) {
 // start is when the lease was asked for. A process or a machine that stood still
 // finds that out a moment after it goes on; lasts tells at once whether the lease
 // can still be relied on.
-func (b *Broker) hold(ctx context.Context, p *profile, lease Lease, start time.Time) (held context.Context, lasts func() bool, release func()) {
+func (b *Broker) hold(ctx context.Context, profile string, lease Lease, start time.Time) (held context.Context, lasts func() bool, release func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	reliable := lease.Length - leaseMargin(lease.Length)
 	var until atomic.Pointer[time.Time]
@@ -280,7 +279,7 @@ func (b *Broker) hold(ctx context.Context, p *profile, lease Lease, start time.T
 		defer close(done)
 		defer func() {
 			if r := recover(); r != nil { // without renewals the lease cannot be relied on
-				b.recovered(p.Name, r)
+				b.recovered(profile, r)
 				cancel(errLeaseLost)
 			}
 		}()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"maps"
-	"math"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -162,14 +161,11 @@ func (p *pass) consult() (remembered, error) {
 
 // claim asks for the lease of the client's record.
 func (p *pass) claim(start time.Time) (Acquisition, error) {
-	c := Claim{
-		Family: p.profile.client(), Owner: newOwner(), Length: p.b.lease, Credentials: p.profile.credentials(),
-		Demand: Demand{NewerThan: math.MaxInt64}, // whatever proof there is
-	}
+	c := seize(p.profile.client(), p.b.lease, p.profile.credentials()...) // whatever proof there is
 	a, err := p.b.store.Acquire(p.ctx, c)
 	if err == nil && a.Verdict == Granted {
-		p.lease = Lease{Family: c.Family, Owner: c.Owner, Fence: a.Fence, Length: c.Length}
-		p.ctx, _, p.release = p.b.hold(p.ctx, p.profile, p.lease, start)
+		p.lease = c.lease(a.Fence)
+		p.ctx, _, p.release = p.b.hold(p.ctx, p.profile.Name, p.lease, start)
 	}
 	return a, err
 }

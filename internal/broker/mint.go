@@ -34,7 +34,7 @@ func (a *attempt) alone() bool { return a.lease.Owner == "" }
 func (f *flight) mint(ctx context.Context, e *entry, lease Lease, granted Acquisition, start time.Time) error {
 	a := &attempt{f: f, e: e, lease: lease, consent: granted.Consent}
 	return a.guarded(ctx, func() error {
-		held, lasts, release := e.b.hold(ctx, f.profile, lease, start)
+		held, lasts, release := e.b.hold(ctx, f.profile.Name, lease, start)
 		defer release()
 		if a.consent != nil {
 			e.keep(granted.Token, start)
@@ -171,18 +171,21 @@ func (a *attempt) failed(ctx context.Context, issueErr *IssueError) {
 		e.remember(f, decided)
 		f.err = failureError(f.profile.Profile, decided, decided.Rest)
 	}
-	attrs := []any{
-		"profile", f.profile.Name, "outcome", issueErr.Kind.String(), "oauth_error", issueErr.Code,
-		"error", issueErr.Text, "took", a.took, "attempts", decided.Attempts, "next_attempt", restText(decided.Rest),
+	a.report("token request", issueErr, "attempts", decided.Attempts, "next_attempt", restText(decided.Rest))
+}
+
+// report tells operators how what was tried has failed.
+func (a *attempt) report(tried string, err *IssueError, more ...any) {
+	log := a.e.b.log.With("profile", a.f.profile.Name)
+	attrs := append([]any{"outcome", err.Kind.String(), "oauth_error", err.Code, "error", err.Text, "took", a.took}, more...)
+	if err.Trace != "" {
+		attrs = append(attrs, "server_trace", err.Trace)
 	}
-	if issueErr.Trace != "" {
-		attrs = append(attrs, "server_trace", issueErr.Trace)
+	log.Warn(tried+" failed", attrs...)
+	if err.Err != nil {
+		log.Debug("cause of the failed "+tried, "cause", err.Err.Error())
 	}
-	e.b.log.Warn("token request failed", attrs...)
-	if issueErr.Err != nil {
-		e.b.log.Debug("cause of the failed token request", "profile", f.profile.Name, "cause", issueErr.Err.Error())
-	}
-	e.b.observe(Attempt{Profile: f.profile.Name, Outcome: issueErr.Kind.String(), Duration: a.took})
+	a.e.b.observe(Attempt{Profile: a.f.profile.Name, Outcome: err.Kind.String(), Duration: a.took})
 }
 
 // giveBack ends the lease without a verdict, and takes a presentation that was
@@ -201,13 +204,11 @@ func (a *attempt) tell(ctx context.Context, f Failure) (decided Failure, err err
 	if a.alone() {
 		return Failure{}, nil
 	}
-	for range 3 {
-		if err = detached(ctx, func(ctx context.Context) (err error) {
-			decided, err = a.e.b.store.Fail(ctx, a.lease, f)
-			return err
-		}); err == nil {
-			return decided, nil
-		}
+	if err = thrice(ctx, func(ctx context.Context) (err error) {
+		decided, err = a.e.b.store.Fail(ctx, a.lease, f)
+		return err
+	}); err == nil {
+		return decided, nil
 	}
 	if !a.spent.IsEmpty() && f.Outcome != OutcomeUnknown || f.Kind == Rejection {
 		a.e.b.insist(func(ctx context.Context) error {

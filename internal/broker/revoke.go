@@ -64,14 +64,10 @@ func (b *Broker) Revoke(ctx context.Context, name string, scopes []string, id st
 	e.mu.Unlock()
 
 	var dropped Dropped
-	for range 3 {
-		if err = detached(ctx, func(ctx context.Context) (err error) {
-			dropped, err = b.store.Drop(ctx, drop)
-			return err
-		}); err == nil {
-			break
-		}
-	}
+	err = thrice(ctx, func(ctx context.Context) (err error) {
+		dropped, err = b.store.Drop(ctx, drop)
+		return err
+	})
 	b.reach.observe(err)
 	if err == nil && known == nil {
 		for _, t := range dropped.Access {

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"time"
 )
@@ -228,7 +227,7 @@ func (r *renewal) run(ctx context.Context) (secretRecord, error) {
 	if err != nil {
 		return secretRecord{}, err
 	}
-	held, lasts, release := r.b.hold(ctx, &profile{Profile: r.profile}, lease, start)
+	held, lasts, release := r.b.hold(ctx, r.profile.Name, lease, start)
 	defer func() {
 		release()
 		_ = detached(ctx, func(ctx context.Context) error { // it ends by itself
@@ -256,7 +255,7 @@ func (r *renewal) run(ctx context.Context) (secretRecord, error) {
 
 // acquire takes the lease that all steps are taken under.
 func (r *renewal) acquire(ctx context.Context) (Lease, time.Time, error) {
-	c := Claim{Family: r.profile.rotationFamily(), Owner: newOwner(), Length: r.b.lease, Demand: Demand{NewerThan: math.MaxInt64}}
+	c := seize(r.profile.rotationFamily(), r.b.lease)
 	var err error
 	for ctx.Err() == nil {
 		start := time.Now()
@@ -264,7 +263,7 @@ func (r *renewal) acquire(ctx context.Context) (Lease, time.Time, error) {
 		a, err = r.b.store.Acquire(ctx, c)
 		switch {
 		case err == nil && a.Verdict == Granted:
-			return Lease{Family: c.Family, Owner: c.Owner, Fence: a.Fence, Length: c.Length}, start, nil
+			return c.lease(a.Fence), start, nil
 		case !r.patient && err == nil:
 			return Lease{}, start, errRotationBusy
 		case !r.patient:
@@ -310,7 +309,7 @@ func (r *renewal) update(ctx context.Context, change func(*secretRecord) error) 
 }
 
 func (r *renewal) updateOnce(ctx context.Context, change func(*secretRecord) error) (record secretRecord, err error) {
-	c := Claim{Family: r.profile.secretsFamily(), Owner: newOwner(), Length: r.b.lease, Demand: Demand{NewerThan: math.MaxInt64}}
+	c := seize(r.profile.secretsFamily(), r.b.lease)
 	a, err := r.b.store.Acquire(ctx, c)
 	if err != nil {
 		return record, err
@@ -318,7 +317,7 @@ func (r *renewal) updateOnce(ctx context.Context, change func(*secretRecord) err
 	if a.Verdict != Granted {
 		return record, errRotationBusy
 	}
-	lease := Lease{Family: c.Family, Owner: c.Owner, Fence: a.Fence, Length: c.Length}
+	lease := c.lease(a.Fence)
 	record, err = secretsIn(a.Token)
 	if err == nil {
 		err = change(&record)
@@ -531,10 +530,10 @@ func (r *renewal) vouch(ctx context.Context, record secretRecord) {
 		return
 	}
 	p := r.b.with(r.profile, record.inUse())
-	c := Claim{Family: p.client(), Owner: newOwner(), Length: r.b.lease, Credentials: p.credentials(), Demand: Demand{NewerThan: math.MaxInt64}}
+	c := seize(p.client(), r.b.lease, p.credentials()...)
 	a, err := r.b.store.Acquire(ctx, c)
 	if err == nil && a.Verdict == Granted {
-		_, _, _ = r.b.store.Save(ctx, Lease{Family: c.Family, Owner: c.Owner, Fence: a.Fence, Length: c.Length}, proofOf(p))
+		_, _, _ = r.b.store.Save(ctx, c.lease(a.Fence), proofOf(p))
 	}
 }
 

@@ -152,8 +152,8 @@ func lastError(p *Profile, f Failure, start time.Time) *LastError {
 	return l
 }
 
-// consentWarning is how long before its end a consent is warned of.
-const consentWarning = 7 * 24 * time.Hour
+// ConsentWarning is how long before its end a consent is warned of.
+const ConsentWarning = 7 * 24 * time.Hour
 
 // describe derives the state.
 func (s *Status) describe(now time.Time) {
@@ -175,7 +175,7 @@ func (s *Status) describe(now time.Time) {
 	if s.State != Ready && s.State != Idle && s.TokenID != "" {
 		s.Text += "; the current token is served until " + date(s.ExpireTime)
 	}
-	if s.GrantType == AuthorizationCode && !s.ConsentEnd.IsZero() && left > 0 && left <= consentWarning && s.State != AuthorizationRequired {
+	if s.GrantType == AuthorizationCode && !s.ConsentEnd.IsZero() && left > 0 && left <= ConsentWarning && s.State != AuthorizationRequired {
 		s.Text += fmt.Sprintf("; the consent ends in %s, on %s: sign in again before that; %s", daysText(left), date(s.ConsentEnd), s.signInAdvice())
 	}
 }

@@ -133,6 +133,16 @@ type Claim struct {
 	Asked bool
 }
 
+// seize is a claim that no token answers: it is for the lease.
+func seize(family string, length time.Duration, credentials ...string) Claim {
+	return Claim{Family: family, Owner: newOwner(), Length: length, Credentials: credentials, Demand: Demand{NewerThan: math.MaxInt64}}
+}
+
+// lease is what the claim has come to when it was granted under a fence.
+func (c Claim) lease(fence Generation) Lease {
+	return Lease{Family: c.Family, Owner: c.Owner, Fence: fence, Length: c.Length}
+}
+
 // ConsentUse says whether a flight spends a refresh token.
 type ConsentUse int
 

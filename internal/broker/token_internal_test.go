@@ -31,7 +31,7 @@ func TestLeaseOfAMachineThatSlept(t *testing.T) {
 		if asleep && !testclock.Suspend(&start, slept) {
 			t.Fatal("the lease's begin has no monotonic reading: this test shows nothing")
 		}
-		held, lasts, release := (&Broker{}).hold(t.Context(), nil, Lease{Length: time.Hour}, start)
+		held, lasts, release := (&Broker{}).hold(t.Context(), "p", Lease{Length: time.Hour}, start)
 		defer release()
 		if lasts() == asleep || held.Err() != nil {
 			t.Errorf("asleep: %v, lasts: %v, watchdog: %v", asleep, lasts(), held.Err())

@@ -29,9 +29,6 @@ type view struct {
 	LastCall   time.Time
 }
 
-// consentWarning is how long before its end a consent needs attention.
-const consentWarning = 7 * 24 * time.Hour
-
 func (c *console) view(s *broker.Status) view {
 	v := view{Status: s, Now: time.Now(), CanAuthorize: s.GrantType == broker.AuthorizationCode, Host: s.Endpoint}
 	if u, err := url.Parse(s.Endpoint); err == nil && u.Host != "" {
@@ -85,7 +82,7 @@ func (v *view) consent() {
 	case v.CanAuthorize:
 		v.Consent = "none"
 	}
-	if v.ConsentEnd.IsZero() || left > consentWarning || v.State == broker.AuthorizationRequired {
+	if v.ConsentEnd.IsZero() || left > broker.ConsentWarning || v.State == broker.AuthorizationRequired {
 		return
 	}
 	v.Attention = true
