@@ -45,6 +45,8 @@ func TestWhoMayKnowWhom(t *testing.T) {
 		"internal":                  {},
 		"cmd/broker":                nil, // everything
 		"conformance":               {},
+		"internal/access":           {},
+		"internal/audit":            {},
 		"internal/broker":           {},
 		"internal/oauth":            {"internal/broker"},
 		"internal/store":            {"internal/broker"},
@@ -52,8 +54,8 @@ func TestWhoMayKnowWhom(t *testing.T) {
 		"internal/vantage":          {"internal/broker", "internal/oauth"},
 		"internal/vantage/sandbox":  {},
 		"internal/secureauth":       {"internal/broker", "internal/oauth"},
-		"internal/config":           {"internal/broker", "internal/oauth", "internal/secureauth", "internal/store", "internal/vantage", "gen/tokenbroker/config/v1"},
-		"internal/service":          {"internal/broker", "gen/tokenbroker/v1"},
+		"internal/config":           {"internal/access", "internal/audit", "internal/broker", "internal/oauth", "internal/secureauth", "internal/store", "internal/vantage", "gen/tokenbroker/config/v1"},
+		"internal/service":          {"internal/access", "internal/audit", "internal/broker", "gen/tokenbroker/v1"},
 		"internal/testca":           {},
 		"internal/testclock":        {},
 		"internal/testproc":         {},
@@ -61,7 +63,7 @@ func TestWhoMayKnowWhom(t *testing.T) {
 		"internal/faultproxy":       {"internal/testproc"},
 		"internal/fleet":            {"gen/tokenbroker/v1"},
 		"internal/fleet/crowd":      {"internal/fleet"},
-		"internal/console":          {"internal/broker"},
+		"internal/console":          {"internal/access", "internal/audit", "internal/broker"},
 		"gen/tokenbroker/v1":        {},
 		"gen/tokenbroker/config/v1": {},
 	}

@@ -14,9 +14,9 @@ import (
 
 	"github.com/chromedp/chromedp"
 
+	"github.com/tokenbroker/tokenbroker/internal/access"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/oauth"
-	"github.com/tokenbroker/tokenbroker/internal/service"
 	"github.com/tokenbroker/tokenbroker/internal/testca"
 	"github.com/tokenbroker/tokenbroker/internal/vantage"
 	"github.com/tokenbroker/tokenbroker/internal/vantage/sandbox"
@@ -47,7 +47,7 @@ func newConsoleStage(t *testing.T, change func(*serverOptions)) *consoleStage {
 		t.Fatal(err)
 	}
 	s.address, s.url = listeners[0].Addr().String(), "http://"+listeners[1].Addr().String()
-	server.configure(s.profiles(), &service.Policy{})
+	server.configure(s.profiles(), &access.Policy{})
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- server.run(ctx, listeners[0], listeners[1]) }()

@@ -18,9 +18,9 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/tokenbroker/tokenbroker/internal/access"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/config"
-	"github.com/tokenbroker/tokenbroker/internal/service"
 	"github.com/tokenbroker/tokenbroker/internal/vantage/sandbox"
 
 	pb "github.com/tokenbroker/tokenbroker/gen/tokenbroker/v1"
@@ -87,7 +87,7 @@ func (d *dev) run(ctx context.Context, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	s.configure(profiles, &service.Policy{})
+	s.configure(profiles, &access.Policy{})
 
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()

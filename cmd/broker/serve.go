@@ -16,9 +16,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/tokenbroker/tokenbroker/internal/access"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/config"
-	"github.com/tokenbroker/tokenbroker/internal/service"
 	"github.com/tokenbroker/tokenbroker/internal/store"
 )
 
@@ -84,7 +84,7 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 		return err
 	}
 	apply := func(c *config.Config) error {
-		policy, err := policyOf(c)
+		policy, err := access.NewPolicy(c.Policy)
 		if err != nil {
 			return err
 		}
@@ -228,14 +228,6 @@ func redisOf(c *config.Config) store.RedisOptions {
 	return c.Store.Redis
 }
 
-func policyOf(c *config.Config) (*service.Policy, error) {
-	rules := make([]service.Rule, len(c.Policy))
-	for i, r := range c.Policy {
-		rules[i] = service.Rule(r)
-	}
-	return service.NewPolicy(rules)
-}
-
 func newLogger(w io.Writer, format string, level slog.Leveler) *slog.Logger {
 	o := &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		if a.Value.Kind() == slog.KindDuration { // with its unit, which JSON numbers lack
@@ -278,7 +270,7 @@ func check(path, output string, w io.Writer) error {
 	r := report{Problems: config.Problems{}, Warnings: config.Problems{}}
 	c, err := config.Load(path, config.Options{})
 	if err == nil {
-		_, err = policyOf(c)
+		_, err = access.NewPolicy(c.Policy)
 	}
 	if err != nil {
 		if !errors.As(err, &r.Problems) {

@@ -17,6 +17,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/tokenbroker/tokenbroker/internal/access"
+	"github.com/tokenbroker/tokenbroker/internal/audit"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/config"
 	"github.com/tokenbroker/tokenbroker/internal/console"
@@ -33,6 +35,8 @@ type server struct {
 	log      *slog.Logger
 	redis    *store.Redis // nil: tokens are in the memory of this process only
 	broker   *broker.Broker
+	access   *access.Authorizer
+	audit    *audit.Log // nil: nobody asks for it
 	service  *service.Service
 	metrics  *console.Metrics
 	admin    *http.Server
@@ -56,17 +60,17 @@ type adminOptions struct {
 	url          string               // as browsers see it, if a proxy is in front
 }
 
-func (o adminOptions) access(s *service.Service) console.Access {
-	a := console.Access{Local: o.local, BearerToken: o.bearer}
+func (o adminOptions) access(authorizer *access.Authorizer) console.Access {
+	a := console.Access{Local: o.local, BearerToken: o.bearer, Authorizer: authorizer}
 	if o.certificates {
-		a.Certificate, a.Allowed = service.CallerName, s.MayAdminister
+		a.Certificate = access.Identify
 	}
 	return a
 }
 
 // newServer builds a replica without profiles; configure gives it some.
 func newServer(o serverOptions) (*server, error) {
-	s := &server{log: o.log}
+	s := &server{log: o.log, access: access.NewAuthorizer()}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	ours := prometheus.WrapRegistererWithPrefix("token_broker_", registry)
@@ -85,6 +89,7 @@ func newServer(o serverOptions) (*server, error) {
 	var err error
 	s.service, err = service.New(service.Options{
 		Broker: s.broker, Logger: o.log, Registerer: ours, TLS: o.tls, Reflection: o.reflection,
+		Authorizer: s.access, Audit: s.audit,
 	})
 	if err != nil {
 		s.close()
@@ -93,7 +98,7 @@ func newServer(o serverOptions) (*server, error) {
 	s.admin = &http.Server{
 		Handler: console.Handler(console.Options{
 			Broker: s.broker, Ready: s.missing, Degraded: s.degraded, Gatherer: registry, Version: buildVersion(),
-			Access: o.admin.access(s.service), LastCall: s.service.LastCall, URL: o.admin.url, Logger: o.log,
+			Access: o.admin.access(s.access), LastCall: s.service.LastCall, URL: o.admin.url, Logger: o.log,
 		}),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
@@ -112,10 +117,10 @@ func newServer(o serverOptions) (*server, error) {
 }
 
 // configure puts profiles and policy in force, all at once.
-func (s *server) configure(profiles []*broker.Profile, policy *service.Policy) {
+func (s *server) configure(profiles []*broker.Profile, policy *access.Policy) {
 	// What is no longer allowed must not be served under the new profiles:
 	// the stricter order is policy first.
-	s.service.SetPolicy(policy)
+	s.access.Use(policy)
 	s.broker.Configure(profiles)
 	s.metrics.Loaded()
 }

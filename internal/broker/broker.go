@@ -507,5 +507,14 @@ func (b *Broker) LastServed(name string) time.Time {
 	return time.Time{}
 }
 
+// Scopes returns the profile's own scopes; none if the server decides, or there
+// is no such profile. They must not be changed.
+func (b *Broker) Scopes(name string) []string {
+	if p := (*b.profiles.Load())[name]; p != nil {
+		return p.Scopes
+	}
+	return nil
+}
+
 // Has reports whether there is a profile of that name.
 func (b *Broker) Has(name string) bool { return (*b.profiles.Load())[name] != nil }

@@ -38,6 +38,14 @@ const (
 	Uncoordinated
 )
 
+var sources = [...]string{"", "memory", "store", "endpoint", "uncoordinated"}
+
+// String returns the source's name in metrics and in the audit log.
+func (s Source) String() string { return sources[s] }
+
+// Sources lists all there are.
+func Sources() []Source { return []Source{FromMemory, FromStore, FromEndpoint, Uncoordinated} }
+
 // newToken dates a stored token. start is when the call that returned it was
 // begun.
 func newToken(s StoredToken, start time.Time, maxAge time.Duration) *Token {

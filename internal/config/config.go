@@ -29,6 +29,7 @@ import (
 	"crypto/tls"
 	"log/slog"
 
+	"github.com/tokenbroker/tokenbroker/internal/access"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/oauth"
 	"github.com/tokenbroker/tokenbroker/internal/store"
@@ -50,7 +51,7 @@ type Config struct {
 	Profiles []*broker.Profile
 	// Policy rules, in the file's order. None means nothing for authenticated
 	// callers and everything for an anonymous one.
-	Policy []Rule
+	Policy []access.Rule
 	// Files that were read, the configuration file among them: absolute paths,
 	// sorted. See [Loader.Watch].
 	Files []string
@@ -100,17 +101,6 @@ type Log struct {
 	Level slog.Level
 	// Format is "json" or "text".
 	Format string
-}
-
-// Rule allows some callers some operations on some profiles.
-type Rule struct {
-	// Callers: "spiffe://…", "dns:…" or "anonymous", with "*" for anything
-	// within one segment.
-	Callers []string
-	// Profiles by name, with "*" for any number of characters.
-	Profiles []string
-	// Allow has any of issue, refresh, watch, revoke and admin.
-	Allow []string
 }
 
 // Options are what a configuration needs and does not say. The zero value is

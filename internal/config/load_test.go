@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tokenbroker/tokenbroker/internal/access"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/config"
 )
@@ -53,9 +54,9 @@ log: {level: "", format: ~}
 	}
 	// An empty tls is not "no tls".
 	equal(t, problems(t, minimal+"server:\n  tls:\n"), []string{
-		"9:3: server.tls.certificate: is missing: add it",
-		"9:3: server.tls.client_ca: is missing: add it",
-		"9:3: server.tls.private_key: is missing: add it",
+		"9:3: server.tls: certificate is missing: add it, or take all of them from a workload_api",
+		"9:3: server.tls: client_ca is missing: add it, or take all of them from a workload_api",
+		"9:3: server.tls: private_key is missing: add it, or take all of them from a workload_api",
 	})
 }
 
@@ -143,7 +144,7 @@ log: {level: loud}
 		"27:17: profiles[2].vantage.password.username: is missing: add it",
 		"28:7: profiles[2].vantage.client_credentials: cannot be set beside password (line 27): remove one of the two",
 		"29:5: profiles[3]: must have keys and values; it can have name, scopes, vantage, secureauth, oauth2, default_lifetime, max_token_age, timeout, rejected_retry, allow_password_grant, rotation, secret_rotation, coordinated",
-		"31:15: policy[0].callers[0]: no caller has such a name: begin with spiffe:// or dns:, or write anonymous",
+		"31:15: policy[0].callers[0]: no caller has such a name: begin with spiffe://, dns:, k8s://, unix:uid: or unix:gid:, or write anonymous",
 		"32:16: policy[0].profiles[0]: no profile has this name: correct it, or remove it; did you mean first?",
 		"32:23: policy[0].profiles[1]: no profile has a name like this: correct it, or remove it",
 		"33:12: policy[0].allow: must not have the same item twice",
@@ -160,7 +161,7 @@ func TestProblem(t *testing.T) {
 	}{
 		"empty":         {"", []string{"1:1: profiles: must have at least 1 item"}},
 		"comments only": {"# nothing\n", []string{"1:1: profiles: must have at least 1 item"}},
-		"not a mapping": {"- a\n", []string{"1:1: must have keys and values; it can have server, admin, store, profiles, policy, log"}},
+		"not a mapping": {"- a\n", []string{"1:1: must have keys and values; it can have server, admin, store, profiles, policy, log, audit"}},
 		"no YAML":       {"profiles:\n  a: b: c\n", []string{"2:3: is not YAML: mapping values are not allowed in this context"}},
 		"no colon":      {with(t, minimal, "region: eu", "region eu"), []string{"5:7: is not YAML: mapping values are not allowed in this context"}},
 		"no end":        {with(t, minimal, "{env: SECRET}", "{env: SECRET"), []string{"6:7: is not YAML: did not find expected ',' or '}'"}},
@@ -288,11 +289,11 @@ func TestPolicy(t *testing.T) {
   - {callers: [anonymous], profiles: ["*"], allow: [issue]}
   - {callers: ["dns:*.example.com", "spiffe://prod/*"], profiles: [p], allow: [admin, revoke]}
 `)
-	want := []config.Rule{
+	want := []access.Rule{
 		{Callers: []string{"anonymous"}, Profiles: []string{"*"}, Allow: []string{"issue"}},
 		{Callers: []string{"dns:*.example.com", "spiffe://prod/*"}, Profiles: []string{"p"}, Allow: []string{"admin", "revoke"}},
 	}
-	same := func(a, b config.Rule) bool {
+	same := func(a, b access.Rule) bool {
 		return slices.Equal(a.Callers, b.Callers) && slices.Equal(a.Profiles, b.Profiles) && slices.Equal(a.Allow, b.Allow)
 	}
 	if !slices.EqualFunc(c.Policy, want, same) {

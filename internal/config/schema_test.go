@@ -262,7 +262,7 @@ func TestSchemaRefuses(t *testing.T) {
 		"open without TLS":         {vantage, "profiles:", "server: {address: 0.0.0.0:1}\nprofiles:", "server: without tls the address must be loopback"},
 		"any host without TLS":     {vantage, "profiles:", "server: {address: ':7443'}\nprofiles:", "server: without tls the address must be loopback"},
 		"address without port":     {vantage, "profiles:", "server: {address: localhost}\nprofiles:", "server.address: must be host:port"},
-		"TLS without callers' CA":  {vantage, "profiles:", "server: {tls: {certificate: c, private_key: k}}\nprofiles:", "server.tls.client_ca: value is required"},
+		"TLS without callers' CA":  {vantage, "profiles:", "server: {tls: {certificate: c, private_key: k}}\nprofiles:", "client_ca is missing: add it"},
 		"old TLS":                  {vantage, "profiles:", "server: {tls: {certificate: c, private_key: k, client_ca: a, min_version: 1.1}}\nprofiles:", "min_version: must be in list [1.3, 1.2]"},
 		"redis in the clear":       {vantage, "profiles:", "store: {redis: {addresses: ['r:1']}}\nprofiles:", "store.encryption_keyset: value is required"},
 		"keyset without redis":     {vantage, "profiles:", "store: {encryption_keyset: {file: k}}\nprofiles:", "store.redis: value is required"},

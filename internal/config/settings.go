@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	configv1 "github.com/tokenbroker/tokenbroker/gen/tokenbroker/config/v1"
+	"github.com/tokenbroker/tokenbroker/internal/access"
 	"github.com/tokenbroker/tokenbroker/internal/oauth"
 )
 
@@ -132,14 +133,16 @@ func logging(message *configv1.Log) Log {
 	return Log{Level: levels[message.GetLevel()], Format: cmp.Or(message.GetFormat(), "json")}
 }
 
-func (l *load) policy(message *configv1.Config) []Rule {
-	var rules []Rule
+func (l *load) policy(message *configv1.Config) []access.Rule {
+	var rules []access.Rule
 	names := namesOf(message.GetProfiles())
 	for i, rule := range message.GetPolicy() {
 		at := item("policy", i)
 		l.checkCallers(child(at, "callers"), rule.GetCallers())
 		l.checkNamed(child(at, "profiles"), rule.GetProfiles(), names)
-		rules = append(rules, Rule{Callers: rule.GetCallers(), Profiles: rule.GetProfiles(), Allow: rule.GetAllow()})
+		rules = append(rules, access.Rule{
+			Callers: rule.GetCallers(), Profiles: rule.GetProfiles(), Allow: rule.GetAllow(), Scopes: rule.GetScopes(),
+		})
 	}
 	l.warnOfSilence(message)
 	return rules
@@ -149,13 +152,15 @@ func (l *load) policy(message *configv1.Config) []Rule {
 func (l *load) checkCallers(at string, callers []string) {
 	for i, caller := range callers {
 		if !l.tainted[item(at, i)] && !isCaller(caller) {
-			l.problem(item(at, i), "no caller has such a name: begin with spiffe:// or dns:, or write anonymous")
+			l.problem(item(at, i), "no caller has such a name: begin with spiffe://, dns:, k8s://, unix:uid: or unix:gid:, or write anonymous")
 		}
 	}
 }
 
 func isCaller(pattern string) bool {
-	return pattern == "anonymous" || strings.HasPrefix(pattern, "dns:") || strings.HasPrefix(pattern, "spiffe://")
+	return pattern == access.Anonymous || slices.ContainsFunc([]string{"dns:", "spiffe://", "k8s://", "unix:uid:", "unix:gid:"}, func(kind string) bool {
+		return strings.HasPrefix(pattern, kind)
+	})
 }
 
 // checkNamed notes profiles that a rule names and that do not exist: a rule

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/tokenbroker/tokenbroker/internal/access"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 )
 
@@ -25,11 +26,10 @@ type Access struct {
 	// Local says that the listener is on a loopback address.
 	Local bool
 	// Certificate names the holder of a verified client certificate, or nobody:
-	// "". Nil: no client authority is configured.
-	Certificate func(leaf *x509.Certificate) string
-	// Allowed reports whether the holder of a certificate may administer a
-	// profile.
-	Allowed func(operator, profile string) bool
+	// nil. Nil itself: no client authority is configured.
+	Certificate func(leaf *x509.Certificate) *access.Caller
+	// Authorizer decides which profiles an operator may administer. Never nil.
+	Authorizer *access.Authorizer
 	// BearerToken that lets anyone do everything; nil: none is configured. An
 	// empty one lets nobody in.
 	BearerToken func() broker.Secret
@@ -37,9 +37,7 @@ type Access struct {
 
 // operator is who uses the console.
 type operator struct {
-	name string
-	// any profile is the operator's.
-	any bool
+	*access.Caller
 	// session says that there is one to end.
 	session bool
 }
@@ -47,34 +45,35 @@ type operator struct {
 // may reports whether the operator, nil being nobody, may see and change the
 // profile.
 func (c *console) may(o *operator, profile string) bool {
-	return o != nil && (o.any || c.Access.Allowed != nil && c.Access.Allowed(o.name, profile))
+	return o != nil && c.Access.Authorizer.Decide(o.Caller, access.Admin, profile, nil).Allowed
 }
 
 // identify returns who is asking, or nil and what to tell them.
 func (c *console) identify(r *http.Request) (*operator, *problem) {
 	a := c.Access
+	bearer := &access.Caller{Name: "bearer", Proof: access.BearerToken}
 	if a.BearerToken != nil {
 		token := a.BearerToken()
 		if scheme, given, ok := strings.Cut(r.Header.Get("Authorization"), " "); ok && strings.EqualFold(scheme, "Bearer") {
 			if !opens(token, broker.NewSecret(given)) {
 				return nil, wrongToken()
 			}
-			return &operator{name: "bearer", any: true}, nil
+			return &operator{Caller: bearer}, nil
 		}
 		if cookie, err := r.Cookie(c.cookieName(r, "session")); err == nil && isSession(token, cookie.Value, time.Now()) {
-			return &operator{name: "bearer", any: true, session: true}, nil
+			return &operator{Caller: bearer, session: true}, nil
 		}
 	}
 	if a.Certificate != nil && r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
 		leaf := r.TLS.VerifiedChains[0][0]
-		name := a.Certificate(leaf)
-		if name == "" {
+		holder := a.Certificate(leaf)
+		if holder == nil {
 			return nil, nobodysCertificate()
 		}
 		if time.Now().After(leaf.NotAfter) { // since the handshake
 			return nil, endedCertificate()
 		}
-		return &operator{name: name}, nil
+		return &operator{Caller: holder}, nil
 	}
 	switch {
 	case a.BearerToken != nil:
@@ -84,7 +83,7 @@ func (c *console) identify(r *http.Request) (*operator, *problem) {
 	case a.Local && c.proxied():
 		return nil, behindProxy()
 	case a.Local && fromHere(r):
-		return &operator{name: "local", any: true}, nil
+		return &operator{Caller: &access.Caller{Name: "local", Proof: access.LocalOperator}}, nil
 	case a.Local:
 		return nil, notFromHere()
 	}

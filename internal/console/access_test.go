@@ -10,16 +10,21 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/tokenbroker/tokenbroker/internal/access"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/console"
-	"github.com/tokenbroker/tokenbroker/internal/service"
 )
 
 func withCertificates(o *console.Options) {
-	o.Access.Certificate = service.CallerName
-	o.Access.Allowed = func(operator, profile string) bool {
-		return operator == "spiffe://prod/ops" && profile == "review" || operator == "dns:ops.example.com"
+	o.Access.Certificate = access.Identify
+	policy, err := access.NewPolicy([]access.Rule{
+		{Callers: []string{"spiffe://prod/ops"}, Profiles: []string{"review"}, Allow: []string{"admin"}},
+		{Callers: []string{"dns:ops.example.com"}, Profiles: []string{"*"}, Allow: []string{"admin"}},
+	})
+	if err != nil {
+		panic(err)
 	}
+	o.Access.Authorizer.Use(policy)
 }
 
 func withBoth(o *console.Options) {

@@ -38,7 +38,7 @@ func (c *console) profile(next func(http.ResponseWriter, *http.Request, *operato
 func (c *console) audit(o *operator, action, profile string, err error) {
 	name := "nobody" // the callback is for anyone
 	if o != nil {
-		name = o.name
+		name = o.Name
 	}
 	if err != nil {
 		c.Logger.Warn("console", "action", action, "operator", name, "profile", profile, "outcome", "failed", "error", err)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/tokenbroker/tokenbroker/internal/access"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/console"
 	"github.com/tokenbroker/tokenbroker/internal/store"
@@ -38,7 +39,7 @@ func TestAdminPages(t *testing.T) {
 	var missing, degraded []string
 	web := httptest.NewServer(console.Handler(console.Options{
 		Broker: b, Ready: func() []string { return missing }, Degraded: func() []string { return degraded }, Gatherer: registry, Version: "v0",
-		Access: console.Access{Local: true}, Logger: slog.New(slog.DiscardHandler),
+		Access: console.Access{Local: true, Authorizer: access.NewAuthorizer()}, Logger: slog.New(slog.DiscardHandler),
 	}))
 	defer web.Close()
 	get := func(path string) (int, string) {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/tokenbroker/tokenbroker/internal/access"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/console"
 )
@@ -137,7 +138,7 @@ func newRig(t testing.TB, b *fakeBroker, more func(*console.Options)) *rig {
 	r := &rig{t: t, broker: b, log: &bytes.Buffer{}}
 	o := console.Options{
 		Broker: b, Ready: func() []string { return nil }, Degraded: func() []string { return nil }, Gatherer: prometheus.NewRegistry(), Version: "v0",
-		Access: console.Access{Local: true}, Logger: slog.New(slog.NewTextHandler(r.log, nil)),
+		Access: console.Access{Local: true, Authorizer: access.NewAuthorizer()}, Logger: slog.New(slog.NewTextHandler(r.log, nil)),
 	}
 	if more != nil {
 		more(&o)

@@ -90,10 +90,6 @@ var (
 		"Grants that only this process has, because the store has not taken them in yet.", nil, nil)
 )
 
-var sources = map[broker.Source]string{
-	broker.FromMemory: "memory", broker.FromStore: "store", broker.FromEndpoint: "endpoint", broker.Uncoordinated: "uncoordinated",
-}
-
 var states = map[broker.State]string{
 	broker.Ready: "ready", broker.Idle: "idle", broker.BackingOff: "backing_off",
 	broker.CredentialsRejected: "credentials_rejected", broker.AuthorizationRequired: "authorization_required",
@@ -115,8 +111,8 @@ func (p profiles) Collect(ch chan<- prometheus.Metric) {
 		if err != nil { // gone since
 			continue
 		}
-		for source, label := range sources {
-			ch <- prometheus.MustNewConstMetric(served, prometheus.CounterValue, float64(s.Served[source]), name, label)
+		for _, source := range broker.Sources() {
+			ch <- prometheus.MustNewConstMetric(served, prometheus.CounterValue, float64(s.Served[source]), name, source.String())
 		}
 		if s.TokenID != "" {
 			gauge(expireTime, float64(s.ExpireTime.Unix()), name)

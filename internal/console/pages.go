@@ -61,7 +61,7 @@ const policy = "default-src 'none'; style-src 'self'; script-src 'self'; connect
 func (c *console) render(w http.ResponseWriter, o *operator, status int, name string, p page) {
 	p.Version = c.Version
 	if o != nil {
-		p.Operator, p.Session = o.name, o.session
+		p.Operator, p.Session = o.Name, o.session
 		p.Degraded = append(c.Ready(), c.Degraded()...)
 	}
 	var b bytes.Buffer

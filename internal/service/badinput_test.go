@@ -19,7 +19,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	"github.com/tokenbroker/tokenbroker/internal/service"
+	"github.com/tokenbroker/tokenbroker/internal/access"
 
 	pb "github.com/tokenbroker/tokenbroker/gen/tokenbroker/v1"
 )
@@ -221,7 +221,7 @@ func TestAnswersToBadRequestsAreSmall(t *testing.T) {
 }
 
 func TestMarkOfTheCodecTellsNothing(t *testing.T) {
-	r := newRig(t, rigOptions{policy: []service.Rule{{Callers: []string{"anonymous"}, Profiles: []string{"other"}, Allow: []string{"issue"}}}})
+	r := newRig(t, rigOptions{policy: []access.Rule{{Callers: []string{"anonymous"}, Profiles: []string{"other"}, Allow: []string{"issue"}}}})
 	conn := r.dial(nil)
 	for mark := range uint64(4) {
 		var got []codes.Code

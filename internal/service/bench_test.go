@@ -8,9 +8,12 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/tap"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/tokenbroker/tokenbroker/internal/access"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/store"
 
@@ -28,7 +31,7 @@ func (issuer) Issue(context.Context, broker.Request) (*broker.Grant, error) {
 func called(ctx context.Context) context.Context {
 	return peer.NewContext(ctx, &peer.Peer{
 		Addr:     &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1},
-		AuthInfo: localInfo{caller: &caller{name: Anonymous, proof: pb.IdentityProof_IDENTITY_PROOF_ANONYMOUS_LOOPBACK}},
+		AuthInfo: localInfo{caller: &access.Caller{Name: access.Anonymous, Proof: access.Loopback}},
 	})
 }
 
@@ -40,19 +43,25 @@ func newBench(b *testing.B) *Service {
 		Name: "invoices", Provider: "vantage", GrantType: broker.ClientCredentials, Scopes: []string{"a", "b"},
 		Identity: "i", Credential: "c", Issuer: issuer{},
 	}})
-	s, err := New(Options{Broker: br, Logger: slog.New(slog.DiscardHandler)})
+	authorizer := access.NewAuthorizer()
+	s, err := New(Options{Broker: br, Logger: slog.New(slog.DiscardHandler), Authorizer: authorizer})
 	if err != nil {
 		b.Fatal(err)
 	}
-	policy, err := NewPolicy([]Rule{
+	policy, err := access.NewPolicy([]access.Rule{
 		{Callers: []string{"spiffe://prod/ns/batch/*"}, Profiles: []string{"*"}, Allow: []string{"admin"}},
-		{Callers: []string{Anonymous}, Profiles: []string{"inv*"}, Allow: []string{"issue", "refresh"}},
+		{Callers: []string{access.Anonymous}, Profiles: []string{"inv*"}, Allow: []string{"issue", "refresh"}},
 	})
 	if err != nil {
 		b.Fatal(err)
 	}
-	s.SetPolicy(policy)
+	authorizer.Use(policy)
 	return s
+}
+
+// headers are what grpc-go sends.
+var headers = metadata.MD{
+	":authority": {"127.0.0.1:7443"}, "content-type": {"application/grpc"}, "user-agent": {"grpc-go/1.85.0"}, "grpc-accept-encoding": {"gzip"},
 }
 
 // BenchmarkIssueToken is the handler from decoded request to response, without
@@ -64,8 +73,14 @@ func BenchmarkIssueToken(b *testing.B) {
 	handler := func(ctx context.Context, r any) (any, error) { return t.IssueToken(ctx, r.(*pb.IssueTokenRequest)) }
 	info := &grpc.UnaryServerInfo{FullMethod: pb.TokenBroker_IssueToken_FullMethodName}
 	issue := func(r *pb.IssueTokenRequest) (any, error) {
+		ctx, err := s.arrive(ctx, &tap.Info{FullMethodName: info.FullMethod, Header: headers})
+		if err != nil {
+			return nil, err
+		}
 		return s.explain(ctx, r, info, func(ctx context.Context, r any) (any, error) {
-			return s.validate(ctx, r, info, handler)
+			return s.admit(ctx, r, info, func(ctx context.Context, r any) (any, error) {
+				return s.validate(ctx, r, info, handler)
+			})
 		})
 	}
 	for name, r := range map[string]*pb.IssueTokenRequest{
@@ -100,7 +115,11 @@ func BenchmarkIssueToken(b *testing.B) {
 // BenchmarkMarshal is what any gRPC server pays for this response, to compare.
 func BenchmarkMarshal(b *testing.B) {
 	s := newBench(b)
-	r, err := (&tokenBroker{Service: s}).IssueToken(called(b.Context()), &pb.IssueTokenRequest{Profile: "invoices"})
+	ctx, _ := s.arrive(called(b.Context()), &tap.Info{Header: headers})
+	if err := s.enter(ctx); err != nil {
+		b.Fatal(err)
+	}
+	r, err := (&tokenBroker{Service: s}).IssueToken(ctx, &pb.IssueTokenRequest{Profile: "invoices"})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -10,7 +10,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 
-	"github.com/tokenbroker/tokenbroker/internal/service"
+	"github.com/tokenbroker/tokenbroker/internal/access"
 	"github.com/tokenbroker/tokenbroker/internal/testca"
 
 	pb "github.com/tokenbroker/tokenbroker/gen/tokenbroker/v1"
@@ -48,7 +48,7 @@ func uri(t *testing.T, s string) *url.URL {
 
 func TestCallersByCertificate(t *testing.T) {
 	a, other := testca.New(t), testca.New(t)
-	r := newRig(t, rigOptions{tls: func() *tls.Config { return serverOf(a) }, more: []string{"payroll"}, policy: []service.Rule{
+	r := newRig(t, rigOptions{tls: func() *tls.Config { return serverOf(a) }, more: []string{"payroll"}, policy: []access.Rule{
 		{Callers: []string{"spiffe://prod/ns/batch/*"}, Profiles: []string{"invoices"}, Allow: []string{"issue"}},
 		{Callers: []string{"dns:*.example.com"}, Profiles: []string{"*"}, Allow: []string{"admin", "issue", "refresh"}},
 	}})
@@ -103,7 +103,7 @@ func TestCallersByCertificate(t *testing.T) {
 
 func TestForbiddenAndUnknownProfilesLookAlike(t *testing.T) {
 	a := testca.New(t)
-	r := newRig(t, rigOptions{tls: func() *tls.Config { return serverOf(a) }, more: []string{"payroll"}, policy: []service.Rule{
+	r := newRig(t, rigOptions{tls: func() *tls.Config { return serverOf(a) }, more: []string{"payroll"}, policy: []access.Rule{
 		{Callers: []string{"dns:worker.example.com"}, Profiles: []string{"invoices"}, Allow: []string{"issue", "refresh", "admin"}},
 	}})
 	conn := r.dial(clientOf(a, testca.Named("worker.example.com")))
@@ -159,7 +159,7 @@ func TestNoPolicyMeansNothingForAuthenticatedCallers(t *testing.T) {
 }
 
 func TestPolicyBindsAnonymousCallersOnceThereIsOne(t *testing.T) {
-	r := newRig(t, rigOptions{policy: []service.Rule{
+	r := newRig(t, rigOptions{policy: []access.Rule{
 		{Callers: []string{"anonymous"}, Profiles: []string{"invoices"}, Allow: []string{"issue"}},
 	}})
 	if _, err := r.tokens().IssueToken(t.Context(), &pb.IssueTokenRequest{Profile: "invoices"}); err != nil {
@@ -179,11 +179,11 @@ func TestPolicyChangesAtOnce(t *testing.T) {
 	if err := issue(); err != nil {
 		t.Fatal(err)
 	}
-	deny, err := service.NewPolicy([]service.Rule{{Callers: []string{"dns:somebody"}, Profiles: []string{"*"}, Allow: []string{"issue"}}})
+	deny, err := access.NewPolicy([]access.Rule{{Callers: []string{"dns:somebody"}, Profiles: []string{"*"}, Allow: []string{"issue"}}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.service.SetPolicy(deny) // the connection stays open
+	r.access.Use(deny) // the connection stays open
 	wantFailure(t, issue(), codes.PermissionDenied, "CALLER_DENIED", "invoices")
 }
 
@@ -191,7 +191,7 @@ func TestCertificatesChangeUnderARunningServer(t *testing.T) {
 	first, second := testca.New(t), testca.New(t)
 	var current atomic.Pointer[tls.Config]
 	current.Store(serverOf(first))
-	rules := []service.Rule{{Callers: []string{"dns:worker.example.com"}, Profiles: []string{"*"}, Allow: []string{"issue"}}}
+	rules := []access.Rule{{Callers: []string{"dns:worker.example.com"}, Profiles: []string{"*"}, Allow: []string{"issue"}}}
 	r := newRig(t, rigOptions{tls: current.Load, policy: rules})
 	worker := testca.Named("worker.example.com")
 	old := pb.NewTokenBrokerClient(r.dial(clientOf(first, worker)))

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/tokenbroker/tokenbroker/internal/access"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 
 	pb "github.com/tokenbroker/tokenbroker/gen/tokenbroker/v1"
@@ -23,19 +24,19 @@ const (
 )
 
 func (s *profileAdmin) CreateClient(ctx context.Context, r *pb.CreateClientRequest) (*pb.CreateClientResponse, error) {
-	c, err := s.authorize(ctx, r.GetProfile(), pb.Operation_OPERATION_ADMIN, administer)
+	c, err := s.authorize(ctx, r.GetProfile(), access.Admin, nil)
 	if err != nil {
 		return nil, err
 	}
 	spec, err := clientSpec(r)
 	if err != nil {
-		return nil, fromBroker(err, c, r.GetProfile(), administer)
+		return nil, fromBroker(err, c, r.GetProfile(), access.Admin)
 	}
 	tenant, err := s.broker.CreateClient(ctx, r.GetProfile(), spec)
 	if err != nil {
-		return nil, fromBroker(err, c, r.GetProfile(), administer)
+		return nil, fromBroker(err, c, r.GetProfile(), access.Admin)
 	}
-	s.log.Info("caller created a client", "caller", c.name, "profile", r.GetProfile(), "tenant_id", tenant, "client_id", r.GetClientId(), "request_id", requestID(ctx))
+	s.log.Info("caller created a client", "caller", c.Name, "profile", r.GetProfile(), "tenant_id", tenant, "client_id", r.GetClientId(), "request_id", requestID(ctx))
 	return &pb.CreateClientResponse{TenantId: tenant, ClientId: r.GetClientId()}, nil
 }
 
@@ -97,9 +98,9 @@ func (s *profileAdmin) CreateClientSecret(ctx context.Context, r *pb.CreateClien
 	}
 	secret, delivery, err := s.broker.CreateClientSecret(ctx, r.GetProfile(), spec, r.GetDeliverToProfile())
 	if err != nil {
-		return nil, fromBroker(err, c, r.GetProfile(), administer)
+		return nil, fromBroker(err, c, r.GetProfile(), access.Admin)
 	}
-	s.log.Info("caller created a client secret", "caller", c.name, "profile", r.GetProfile(), "client_id", r.GetClientId(),
+	s.log.Info("caller created a client secret", "caller", c.Name, "profile", r.GetProfile(), "client_id", r.GetClientId(),
 		"deliver_to_profile", r.GetDeliverToProfile(), "request_id", requestID(ctx))
 	return &pb.CreateClientSecretResponse{
 		Value:     secret.Value.Reveal(),
@@ -114,9 +115,9 @@ func (s *profileAdmin) RotateClientSecret(ctx context.Context, r *pb.RotateClien
 	}
 	rotated, err := s.broker.RotateClientSecret(ctx, r.GetProfile(), r.GetAdminProfile(), instant(r.GetExpireTime()))
 	if err != nil {
-		return nil, fromBroker(err, c, r.GetProfile(), administer)
+		return nil, fromBroker(err, c, r.GetProfile(), access.Admin)
 	}
-	s.log.Info("caller rotated a client secret", "caller", c.name, "profile", r.GetProfile(), "request_id", requestID(ctx))
+	s.log.Info("caller rotated a client secret", "caller", c.Name, "profile", r.GetProfile(), "request_id", requestID(ctx))
 	return &pb.RotateClientSecretResponse{
 		StartTime: timestamp(rotated.Start), ExpireTime: timestamp(rotated.End), PreviousExpireTime: timestamp(rotated.PreviousEnd),
 		Delivery: deliveries[rotated.Delivery],
@@ -125,13 +126,17 @@ func (s *profileAdmin) RotateClientSecret(ctx context.Context, r *pb.RotateClien
 
 // authorizeBoth returns the caller if it may administer the profile, and also the
 // other one if there is one.
-func (s *profileAdmin) authorizeBoth(ctx context.Context, profile, other string) (*caller, error) {
-	c, err := s.authorize(ctx, profile, pb.Operation_OPERATION_ADMIN, administer)
+func (s *profileAdmin) authorizeBoth(ctx context.Context, profile, other string) (*access.Caller, error) {
+	c, err := s.authorize(ctx, profile, access.Admin, nil)
 	if err != nil || other == "" {
 		return c, err
 	}
-	if c, err = s.authorize(ctx, other, pb.Operation_OPERATION_ADMIN, administer); err == nil && !s.broker.Has(other) {
-		err = denied(c, other, administer)
+	first := callFrom(ctx).outcome
+	if _, err = s.authorize(ctx, other, access.Admin, nil); err == nil && !s.broker.Has(other) {
+		err = denied(c, other, access.Admin)
+	}
+	if err == nil { // a denial is about the other one
+		callFrom(ctx).outcome = first
 	}
 	return c, err
 }

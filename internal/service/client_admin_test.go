@@ -14,9 +14,9 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/tokenbroker/tokenbroker/internal/access"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/oauth"
-	"github.com/tokenbroker/tokenbroker/internal/service"
 	"github.com/tokenbroker/tokenbroker/internal/vantage"
 	"github.com/tokenbroker/tokenbroker/internal/vantage/sandbox"
 
@@ -155,8 +155,8 @@ func TestSecretWithoutEndLivesSixMonths(t *testing.T) {
 
 func TestClientAdministrationIsRefused(t *testing.T) {
 	fromNow := func(d time.Duration) *timestamppb.Timestamp { return timestamppb.New(time.Now().Add(d)) }
-	anonymous := func(profiles ...string) []service.Rule {
-		return []service.Rule{{Callers: []string{"anonymous"}, Profiles: profiles, Allow: []string{"admin"}}}
+	anonymous := func(profiles ...string) []access.Rule {
+		return []access.Rule{{Callers: []string{"anonymous"}, Profiles: profiles, Allow: []string{"admin"}}}
 	}
 	client := &pb.CreateClientRequest{Profile: "invoices", ClientId: "c", AllowedGrantTypes: []string{"client_credentials"}}
 	secret := &pb.CreateClientSecretRequest{Profile: "invoices", ClientId: "invoices"}
@@ -166,7 +166,7 @@ func TestClientAdministrationIsRefused(t *testing.T) {
 		return c
 	}
 	for name, tc := range map[string]struct {
-		policy  []service.Rule
+		policy  []access.Rule
 		prepare func(*rig)
 		client  *pb.CreateClientRequest
 		secret  *pb.CreateClientSecretRequest
@@ -305,7 +305,7 @@ func TestRotationIsRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t, rigOptions{policy: []service.Rule{{Callers: []string{"anonymous"}, Profiles: []string{"invoices", "plain", "admin", "nobody"}, Allow: []string{"admin", "issue"}}}})
+			r := newRig(t, rigOptions{policy: []access.Rule{{Callers: []string{"anonymous"}, Profiles: []string{"invoices", "plain", "admin", "nobody"}, Allow: []string{"admin", "issue"}}}})
 			r.rotating()
 			_, err := r.admin().RotateClientSecret(within(t, 10*time.Second), tc.request)
 			wantFailure(t, err, tc.code, tc.reason, tc.about)

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/protoadapt"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/tokenbroker/tokenbroker/internal/access"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 )
 
@@ -102,12 +103,18 @@ func statusOf(err error, requestID string) *status.Status {
 	return detailed
 }
 
+// verbs say what the operations do to a profile.
+var verbs = map[access.Operation]string{
+	access.Issue: "issue tokens of", access.Refresh: "refresh tokens of", access.Watch: "watch tokens of",
+	access.Revoke: "revoke tokens of", access.Admin: "administer",
+}
+
 // denied is the same whether the profile is forbidden or does not exist.
-func denied(c *caller, profile, operation string) error {
+func denied(c *access.Caller, profile string, op access.Operation) error {
 	return failure{
 		cause: &broker.Error{
 			Reason: reasonCallerDenied,
-			Text:   fmt.Sprintf("caller %s may not %s profile %q, or there is no such profile; ask the broker's operators for a policy rule, and see 'broker whoami' for what is allowed", c.name, operation, profile),
+			Text:   fmt.Sprintf("caller %s may not %s profile %q, or there is no such profile; ask the broker's operators for a policy rule, and see 'broker whoami' for what is allowed", c.Name, verbs[op], profile),
 		},
 		profile: profile,
 	}
@@ -120,13 +127,13 @@ var errCallerUnknown = failure{cause: &broker.Error{
 
 // fromBroker adds the profile to a broker's error, and hides which profiles
 // exist.
-func fromBroker(err error, c *caller, profile, operation string) error {
+func fromBroker(err error, c *access.Caller, profile string, op access.Operation) error {
 	var e *broker.Error
 	if !errors.As(err, &e) {
 		return err
 	}
 	if e.Reason == broker.ReasonProfileUnknown {
-		return denied(c, profile, operation)
+		return denied(c, profile, op)
 	}
 	return failure{cause: e, profile: cmp.Or(profile, e.Profile)}
 }

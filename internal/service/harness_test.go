@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
+	"github.com/tokenbroker/tokenbroker/internal/access"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/oauth"
 	"github.com/tokenbroker/tokenbroker/internal/service"
@@ -35,20 +36,21 @@ type rig struct {
 	url     string
 	broker  *broker.Broker
 	service *service.Service
+	access  *access.Authorizer
 	address string
 	log     *logBuffer
 }
 
 type rigOptions struct {
 	tls    func() *tls.Config
-	policy []service.Rule
+	policy []access.Rule
 	change func(*vantage.Config)
 	more   []string // further profiles, of the same client
 }
 
 func newRig(t *testing.T, o rigOptions) *rig {
 	t.Helper()
-	r := &rig{t: t, log: &logBuffer{}}
+	r := &rig{t: t, log: &logBuffer{}, access: access.NewAuthorizer()}
 	var err error
 	if r.vantage, err = sandbox.New(sandbox.Options{}); err != nil {
 		t.Fatal(err)
@@ -58,15 +60,15 @@ func newRig(t *testing.T, o rigOptions) *rig {
 	log := slog.New(slog.NewJSONHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	r.broker = broker.New(store.NewMemory(), broker.Options{Logger: log})
 	r.configure(o.change, o.more...)
-	r.service, err = service.New(service.Options{Broker: r.broker, Logger: log, TLS: o.tls, Reflection: true})
+	r.service, err = service.New(service.Options{Broker: r.broker, Logger: log, TLS: o.tls, Reflection: true, Authorizer: r.access})
 	if err != nil {
 		t.Fatal(err)
 	}
-	policy, err := service.NewPolicy(o.policy)
+	policy, err := access.NewPolicy(o.policy)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.service.SetPolicy(policy)
+	r.access.Use(policy)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -1,23 +1,24 @@
 package service
 
 import (
+	"cmp"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
+	"time"
 
 	"buf.build/go/protovalidate"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/tokenbroker/tokenbroker/internal/audit"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 
 	pb "github.com/tokenbroker/tokenbroker/gen/tokenbroker/v1"
@@ -30,20 +31,66 @@ var requests = []proto.Message{
 	&pb.ResetProfileRequest{}, &pb.CreateClientRequest{}, &pb.CreateClientSecretRequest{}, &pb.RotateClientSecretRequest{},
 }
 
-// requestIDHeader is read from the caller, and returned in the metadata of
-// errors.
-const requestIDHeader = "x-request-id"
-
-// explain turns errors into statuses with details, and logs each of them once.
+// explain turns errors into statuses with details, and tells the log and the
+// audit log how calls end.
 func (s *Service) explain(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	response, err := handler(ctx, request)
+	if err != nil {
+		return nil, s.end(ctx, info.FullMethod, err)
+	}
+	return response, s.end(ctx, info.FullMethod, nil)
+}
+
+func (s *Service) explainStream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	return s.end(stream.Context(), info.FullMethod, handler(server, stream))
+}
+
+// end is what remains to be done when a call has ended with err. It returns what
+// the caller gets to see.
+func (s *Service) end(ctx context.Context, method string, err error) error {
 	if err == nil {
-		return response, nil
+		s.record(ctx, method, "ok")
+		return nil
 	}
 	id := requestID(ctx)
 	st := statusOf(err, id)
-	s.logFailure(ctx, info.FullMethod, id, st)
-	return nil, st.Err()
+	reason := reasonOf(st)
+	s.logFailure(ctx, method, id, st)
+	s.record(ctx, method, cmp.Or(reason, st.Code().String()))
+	return st.Err()
+}
+
+// reasonOf is the reason that a status names, or empty.
+func reasonOf(st *status.Status) string {
+	for _, d := range st.Details() {
+		if e, ok := d.(*errdetails.ErrorInfo); ok {
+			return e.Reason
+		}
+	}
+	return ""
+}
+
+// record writes the audit log's line for a call that came to a decision, or was
+// refused before it could.
+func (s *Service) record(ctx context.Context, method, outcome string) {
+	c := callFrom(ctx)
+	if c == nil || s.audit == nil || c.outcome.operation == 0 && outcome == "ok" {
+		return // nothing was decided: WhoAmI, health, reflection
+	}
+	o := &c.outcome
+	e := audit.Event{
+		Time: time.Now(), Door: "grpc", Method: method,
+		Profile: o.profile, Operation: o.operation.String(), Scopes: o.scopes, Job: o.job,
+		Allowed: o.decision.Allowed, Rule: o.decision.By(), Outcome: outcome, TokenID: o.tokenID, Source: o.source,
+		RequestID: requestID(ctx), TraceID: c.trace,
+	}
+	if c.caller != nil {
+		e.Caller, e.Proof, e.Forwarder = c.caller.Name, c.caller.Proof.String(), c.caller.Forwarder
+	}
+	if a := remote(ctx); a != nil {
+		e.Peer = a.String()
+	}
+	s.audit.Record(&e)
 }
 
 func (s *Service) logFailure(ctx context.Context, method, id string, st *status.Status) {
@@ -60,8 +107,8 @@ func (s *Service) logFailure(ctx context.Context, method, id string, st *status.
 		return
 	}
 	attrs := []slog.Attr{slog.String("method", method), slog.String("code", st.Code().String()), slog.String("request_id", id)}
-	if c, ok := callerFrom(ctx); ok {
-		attrs = append(attrs, slog.String("caller", c.name))
+	if c, err := callerOf(ctx); err == nil {
+		attrs = append(attrs, slog.String("caller", c.Name))
 	}
 	for _, d := range st.Details() {
 		if e, ok := d.(*errdetails.ErrorInfo); ok {
@@ -71,43 +118,73 @@ func (s *Service) logFailure(ctx context.Context, method, id string, st *status.
 	s.log.LogAttrs(ctx, level, "call failed", attrs...)
 }
 
-// requestID is the caller's own id for the call, if it is harmless to log, or a
-// new one.
-func requestID(ctx context.Context) string {
-	if values := metadata.ValueFromIncomingContext(ctx, requestIDHeader); len(values) == 1 && harmless(values[0]) {
-		return values[0]
-	}
-	return rand.Text()[:16]
-}
-
-func harmless(id string) bool {
-	if id == "" || len(id) > 64 {
-		return false
-	}
-	for _, c := range []byte(id) {
-		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_' || c == '.') {
-			return false
-		}
-	}
-	return true
-}
-
-// validate holds our requests to the rules of the schema. Callers without an
-// identity do not get that far.
-func (s *Service) validate(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	m, ok := request.(proto.Message)
-	if !ok {
-		return nil, internalError
-	}
-	if isOurs(m) {
-		if _, known := callerFrom(ctx); !known {
-			return nil, errCallerUnknown
-		}
-		if err := s.check(m); err != nil {
+// admit lets calls of our services through whose caller is known. Health and
+// reflection have no callers; whether they may connect at all is the
+// handshake's matter.
+func (s *Service) admit(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	if ours(info.FullMethod) {
+		if err := s.enter(ctx); err != nil {
 			return nil, err
 		}
 	}
 	return handler(ctx, request)
+}
+
+func (s *Service) admitStream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	if ours(info.FullMethod) {
+		if err := s.enter(stream.Context()); err != nil {
+			return err
+		}
+	}
+	return handler(server, stream)
+}
+
+// enter is the door itself.
+func (s *Service) enter(ctx context.Context) error {
+	c := callFrom(ctx)
+	if c == nil {
+		return errCallerUnknown
+	}
+	return s.identify(c)
+}
+
+// ours tells the methods of our services from those of health and reflection.
+func ours(method string) bool { return strings.HasPrefix(method, "/tokenbroker.v1.") }
+
+// validate holds our requests to the rules of the schema.
+func (s *Service) validate(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	if err := s.checkOurs(request); err != nil {
+		return nil, err
+	}
+	return handler(ctx, request)
+}
+
+func (s *Service) validateStream(server any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	return handler(server, validStream{stream, s})
+}
+
+// validStream holds what arrives to the rules of the schema.
+type validStream struct {
+	grpc.ServerStream
+	service *Service
+}
+
+func (v validStream) RecvMsg(m any) error {
+	if err := v.ServerStream.RecvMsg(m); err != nil {
+		return err
+	}
+	return v.service.checkOurs(m)
+}
+
+func (s *Service) checkOurs(request any) error {
+	m, ok := request.(proto.Message)
+	if !ok {
+		return internalError
+	}
+	if !isOurs(m) {
+		return nil
+	}
+	return s.check(m)
 }
 
 // check is quick for the request that is made most often.
@@ -116,7 +193,8 @@ func (s *Service) check(m proto.Message) error {
 		return invalidField("", why)
 	}
 	if r, ok := m.(*pb.IssueTokenRequest); ok && len(r.GetScopes()) == 0 && r.MinLifetime == nil && r.Job == nil {
-		if s.broker.Has(r.GetProfile()) { // its name met the same rule
+		// Not "does it exist?": how long the answer takes would tell.
+		if isProfileName(r.GetProfile()) {
 			return nil
 		}
 	}
@@ -138,6 +216,20 @@ func (s *Service) check(m proto.Message) error {
 	}
 	s.log.Error("a rule of the schema could not be evaluated", "request", string(m.ProtoReflect().Descriptor().Name()), "error", err)
 	return internalError
+}
+
+// isProfileName is the rule that the schema has for names of profiles.
+func isProfileName(s string) bool {
+	if len(s) == 0 || len(s) > 64 {
+		return false
+	}
+	for i, c := range []byte(s) {
+		letter := 'a' <= c && c <= 'z' || '0' <= c && c <= '9'
+		if !letter && (i == 0 || i == len(s)-1 || c != '.' && c != '_' && c != '-') {
+			return false
+		}
+	}
+	return true
 }
 
 // mostItems is more than any list of the schema may have. Beyond it the rules

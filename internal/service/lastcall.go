@@ -5,6 +5,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/tokenbroker/tokenbroker/internal/access"
 )
 
 // lastCalls remembers, by profile, who got a token last. It is written on the way
@@ -17,15 +19,15 @@ type lastCalls struct {
 	mu        sync.Mutex // held to replace it
 }
 
-type lastCall = atomic.Pointer[caller]
+type lastCall = atomic.Pointer[access.Caller]
 
 // note notes that c got a token of the profile.
-func (l *lastCalls) note(profile string, c *caller) {
+func (l *lastCalls) note(profile string, c *access.Caller) {
 	last := l.of(profile)
 	if last == nil {
 		last = l.add(profile)
 	}
-	if known := last.Load(); known != c && (known == nil || known.name != c.name) {
+	if known := last.Load(); known != c && (known == nil || known.Name != c.Name) {
 		last.Store(c)
 	}
 }
@@ -64,5 +66,5 @@ func (s *Service) LastCall(profile string) (caller string, at time.Time) {
 	if c == nil || at.IsZero() { // it is being noted, or the profile was made anew
 		return "", time.Time{}
 	}
-	return c.name, at
+	return c.Name, at
 }

@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/tokenbroker/tokenbroker/internal/access"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 
 	pb "github.com/tokenbroker/tokenbroker/gen/tokenbroker/v1"
@@ -22,37 +23,38 @@ type profileAdmin struct {
 }
 
 const (
-	usualPage  = 100
-	administer = "administer"
+	usualPage = 100
 )
 
 func (s *profileAdmin) ListProfiles(ctx context.Context, r *pb.ListProfilesRequest) (*pb.ListProfilesResponse, error) {
-	c, ok := callerFrom(ctx)
-	if !ok {
-		return nil, errCallerUnknown
+	c, err := callerOf(ctx)
+	if err != nil {
+		return nil, err
 	}
 	size := int(r.GetPageSize())
 	if size == 0 {
 		size = usualPage
 	}
 	names := s.broker.Profiles()
-	policy := s.policy.Load()
 	out := &pb.ListProfilesResponse{}
+	callFrom(ctx).outcome.operation = access.Admin
 	// A page begins after the name that ended the one before.
 	for _, name := range names[sort.SearchStrings(names, r.GetPageToken()):] {
-		if name == r.GetPageToken() || !policy.allowed(c, name).has(pb.Operation_OPERATION_ADMIN) {
+		d := s.access.Decide(c, access.Admin, name, nil)
+		if name == r.GetPageToken() || !d.Allowed {
 			continue
 		}
 		if len(out.Profiles) == size {
 			out.NextPageToken = out.Profiles[size-1].Name
 			break
 		}
+		callFrom(ctx).outcome.decision = d
 		status, err := s.broker.Status(ctx, name)
 		if gone := (*broker.Error)(nil); errors.As(err, &gone) && gone.Reason == broker.ReasonProfileUnknown {
 			continue // since the names were listed
 		}
 		if err != nil {
-			return nil, fromBroker(err, c, name, administer)
+			return nil, fromBroker(err, c, name, access.Admin)
 		}
 		out.Profiles = append(out.Profiles, s.profileOf(status))
 	}
@@ -68,27 +70,28 @@ func (s *profileAdmin) GetProfile(ctx context.Context, r *pb.GetProfileRequest) 
 }
 
 func (s *profileAdmin) StartAuthorization(ctx context.Context, r *pb.StartAuthorizationRequest) (*pb.StartAuthorizationResponse, error) {
-	c, err := s.authorize(ctx, r.GetProfile(), pb.Operation_OPERATION_ADMIN, administer)
+	c, err := s.authorize(ctx, r.GetProfile(), access.Admin, nil)
 	if err != nil {
 		return nil, err
 	}
 	started, err := s.broker.StartAuthorization(ctx, r.GetProfile(), broker.Secret{})
 	if err != nil {
-		return nil, fromBroker(err, c, r.GetProfile(), administer)
+		return nil, fromBroker(err, c, r.GetProfile(), access.Admin)
 	}
-	s.log.Info("caller started a sign-in", "caller", c.name, "profile", r.GetProfile(), "request_id", requestID(ctx))
+	s.log.Info("caller started a sign-in", "caller", c.Name, "profile", r.GetProfile(), "request_id", requestID(ctx))
 	return &pb.StartAuthorizationResponse{
 		AuthorizationUrl: started.URL, State: started.State, ExpireTime: timestamppb.New(started.Expires),
 	}, nil
 }
 
 func (s *profileAdmin) CompleteAuthorization(ctx context.Context, r *pb.CompleteAuthorizationRequest) (*pb.CompleteAuthorizationResponse, error) {
-	c, ok := callerFrom(ctx)
-	if !ok {
-		return nil, errCallerUnknown
+	c, err := callerOf(ctx)
+	if err != nil {
+		return nil, err
 	}
 	allowed := func(profile string) bool {
-		return s.policy.Load().allowed(c, profile).has(pb.Operation_OPERATION_ADMIN)
+		_, err := s.authorize(ctx, profile, access.Admin, nil)
+		return err == nil
 	}
 	done, err := s.broker.CompleteAuthorization(ctx, broker.Callback{
 		State: r.GetState(), Code: broker.NewSecret(r.GetCode()), Issuer: r.GetIss(),
@@ -100,9 +103,9 @@ func (s *profileAdmin) CompleteAuthorization(ctx context.Context, r *pb.Complete
 		}
 	}
 	if err != nil {
-		return nil, fromBroker(err, c, "", administer)
+		return nil, fromBroker(err, c, "", access.Admin)
 	}
-	s.log.Info("caller completed a sign-in", "caller", c.name, "profile", done.Profile, "request_id", requestID(ctx))
+	s.log.Info("caller completed a sign-in", "caller", c.Name, "profile", done.Profile, "request_id", requestID(ctx))
 	p, err := s.profile(ctx, done.Profile)
 	if err != nil {
 		return nil, err
@@ -123,14 +126,14 @@ func accountName(a broker.Account) string {
 }
 
 func (s *profileAdmin) ResetProfile(ctx context.Context, r *pb.ResetProfileRequest) (*pb.ResetProfileResponse, error) {
-	c, err := s.authorize(ctx, r.GetProfile(), pb.Operation_OPERATION_ADMIN, administer)
+	c, err := s.authorize(ctx, r.GetProfile(), access.Admin, nil)
 	if err != nil {
 		return nil, err
 	}
 	if err := s.broker.Reset(ctx, r.GetProfile()); err != nil {
-		return nil, fromBroker(err, c, r.GetProfile(), administer)
+		return nil, fromBroker(err, c, r.GetProfile(), access.Admin)
 	}
-	s.log.Info("profile reset", "profile", r.GetProfile(), "caller", c.name)
+	s.log.Info("profile reset", "profile", r.GetProfile(), "caller", c.Name)
 	p, err := s.profile(ctx, r.GetProfile())
 	if err != nil {
 		return nil, err
@@ -139,13 +142,13 @@ func (s *profileAdmin) ResetProfile(ctx context.Context, r *pb.ResetProfileReque
 }
 
 func (s *profileAdmin) profile(ctx context.Context, name string) (*pb.Profile, error) {
-	c, err := s.authorize(ctx, name, pb.Operation_OPERATION_ADMIN, administer)
+	c, err := s.authorize(ctx, name, access.Admin, nil)
 	if err != nil {
 		return nil, err
 	}
 	status, err := s.broker.Status(ctx, name)
 	if err != nil {
-		return nil, fromBroker(err, c, name, administer)
+		return nil, fromBroker(err, c, name, access.Admin)
 	}
 	return s.profileOf(status), nil
 }

@@ -2,9 +2,9 @@
 // who is calling, whether they may, and how failures look from outside.
 //
 // A call passes, in this order: recovery from panics, metrics, the log of
-// failures, validation of the request, and then the handler, which asks the
-// policy before it asks the broker. The identity of a caller is worked out once
-// per connection, in the handshake. Default deny: what no rule allows is
+// failures and the audit log, identity, validation of the request, and then the
+// handler, which asks the policy before it asks the broker. The identity of a
+// connection is worked out once, in the handshake. Default deny: what no rule allows is
 // refused, and a caller that is refused cannot tell whether the profile exists.
 //
 // Requests and responses hold secrets. They are never logged or formatted.
@@ -17,7 +17,6 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"buf.build/go/protovalidate"
@@ -30,6 +29,8 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 
+	"github.com/tokenbroker/tokenbroker/internal/access"
+	"github.com/tokenbroker/tokenbroker/internal/audit"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 
 	pb "github.com/tokenbroker/tokenbroker/gen/tokenbroker/v1"
@@ -63,6 +64,10 @@ type Options struct {
 	TLS func() *tls.Config
 	// Reflection lets anyone who can connect read the schema.
 	Reflection bool
+	// Authorizer decides what callers may do. Never nil.
+	Authorizer *access.Authorizer
+	// Audit gets one event per decision; nil is nobody.
+	Audit *audit.Log
 }
 
 // Service is a gRPC server with both services.
@@ -72,7 +77,8 @@ type Service struct {
 	log       *slog.Logger
 	validator protovalidate.Validator
 	health    *health.Server
-	policy    atomic.Pointer[Policy]
+	access    *access.Authorizer
+	audit     *audit.Log
 	calls     lastCalls
 
 	// leaving is closed when streams must end.
@@ -80,23 +86,20 @@ type Service struct {
 	leaveOne sync.Once
 }
 
-// New returns a server that allows nothing to authenticated callers until
-// SetPolicy is called.
+// New returns a server that is ready to serve.
 func New(o Options) (*Service, error) {
 	validator, err := protovalidate.New(protovalidate.WithMessages(requests...), protovalidate.WithDisableLazy())
 	if err != nil {
 		return nil, fmt.Errorf("compiling the rules of requests: %w", err)
 	}
-	s := &Service{broker: o.Broker, log: o.Logger, validator: validator, health: health.NewServer(), leaving: make(chan struct{})}
-	s.policy.Store(&Policy{})
+	s := &Service{broker: o.Broker, log: o.Logger, validator: validator, health: health.NewServer(), access: o.Authorizer, audit: o.Audit, leaving: make(chan struct{})}
 
-	chain := []grpc.UnaryServerInterceptor{
-		recovery.UnaryServerInterceptor(recovery.WithRecoveryHandlerContext(s.recovered)),
-	}
-	streams := []grpc.StreamServerInterceptor{
-		recovery.StreamServerInterceptor(recovery.WithRecoveryHandlerContext(s.recovered)),
-		s.endWithServer,
-	}
+	// A panic is caught where the call can still be told about, and once more
+	// around all there is.
+	guard := recovery.UnaryServerInterceptor(recovery.WithRecoveryHandlerContext(s.recovered))
+	guardStream := recovery.StreamServerInterceptor(recovery.WithRecoveryHandlerContext(s.recovered))
+	chain := []grpc.UnaryServerInterceptor{guard}
+	streams := []grpc.StreamServerInterceptor{guardStream, s.endWithServer}
 	if o.Registerer != nil {
 		metrics := grpcprom.NewServerMetrics()
 		if err := o.Registerer.Register(metrics); err != nil {
@@ -107,8 +110,9 @@ func New(o Options) (*Service, error) {
 	}
 	s.Server = grpc.NewServer(
 		grpc.Creds(newCredentials(o.TLS)),
-		grpc.ChainUnaryInterceptor(append(chain, s.explain, s.validate)...),
-		grpc.ChainStreamInterceptor(streams...),
+		grpc.InTapHandle(s.arrive),
+		grpc.ChainUnaryInterceptor(append(chain, s.explain, guard, s.admit, s.validate)...),
+		grpc.ChainStreamInterceptor(append(streams, s.explainStream, guardStream, s.admitStream, s.validateStream)...),
 		grpc.MaxRecvMsgSize(largestReceived),
 		grpc.ForceServerCodecV2(newCodec()),
 		grpc.MaxHeaderListSize(maxHeaders),
@@ -127,15 +131,6 @@ func New(o Options) (*Service, error) {
 		reflection.Register(s.Server)
 	}
 	return s, nil
-}
-
-// SetPolicy replaces the policy; calls under way keep the one they began with.
-func (s *Service) SetPolicy(p *Policy) { s.policy.Store(p) }
-
-// MayAdminister reports whether the policy lets the holder of a certificate, by
-// its CallerName, administer the profile.
-func (s *Service) MayAdminister(name, profile string) bool {
-	return s.policy.Load().allowed(&caller{name: name}, profile).has(pb.Operation_OPERATION_ADMIN)
 }
 
 // Drain tells health checks that this replica is leaving.

@@ -9,8 +9,8 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"github.com/tokenbroker/tokenbroker/internal/access"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
-	"github.com/tokenbroker/tokenbroker/internal/service"
 	"github.com/tokenbroker/tokenbroker/internal/vantage"
 	"github.com/tokenbroker/tokenbroker/internal/vantage/sandbox"
 
@@ -172,11 +172,11 @@ func TestSignInNeedsAdmin(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	r.people()
 	back := r.visits(r.starts().GetAuthorizationUrl(), "reviewer@example.com")
-	policy, err := service.NewPolicy([]service.Rule{{Callers: []string{"anonymous"}, Profiles: []string{"*"}, Allow: []string{"issue", "refresh", "revoke"}}})
+	policy, err := access.NewPolicy([]access.Rule{{Callers: []string{"anonymous"}, Profiles: []string{"*"}, Allow: []string{"issue", "refresh", "revoke"}}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.service.SetPolicy(policy)
+	r.access.Use(policy)
 	_, err = r.admin().StartAuthorization(t.Context(), &pb.StartAuthorizationRequest{Profile: "invoices"})
 	wantFailure(t, err, codes.PermissionDenied, "CALLER_DENIED", "invoices")
 	_, err = r.admin().CompleteAuthorization(t.Context(), back)

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/tokenbroker/tokenbroker/internal/access"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 
 	pb "github.com/tokenbroker/tokenbroker/gen/tokenbroker/v1"
@@ -20,20 +21,26 @@ type tokenBroker struct {
 	pb.UnimplementedTokenBrokerServer
 }
 
-// authorize returns the caller if it may do op with the profile.
-func (s *Service) authorize(ctx context.Context, profile string, op pb.Operation, verb string) (*caller, error) {
-	c, ok := callerFrom(ctx)
-	if !ok {
-		return nil, errCallerUnknown
+// authorize returns the caller if it may do op with the profile, for tokens with
+// these scopes.
+func (s *Service) authorize(ctx context.Context, profile string, op access.Operation, scopes []string) (*access.Caller, error) {
+	c, err := callerOf(ctx)
+	if err != nil {
+		return nil, err
 	}
-	if !s.policy.Load().allowed(c, profile).has(op) {
-		return nil, denied(c, profile, verb)
+	o := &callFrom(ctx).outcome
+	o.profile, o.operation, o.scopes = profile, op, scopes
+	if len(scopes) == 0 {
+		scopes = s.broker.Scopes(profile)
+	}
+	if o.decision = s.access.Decide(c, op, profile, scopes); !o.decision.Allowed {
+		return nil, denied(c, profile, op)
 	}
 	return c, nil
 }
 
 func (s *tokenBroker) IssueToken(ctx context.Context, r *pb.IssueTokenRequest) (*pb.IssueTokenResponse, error) {
-	token, source, err := s.issue(ctx, r, "", pb.Operation_OPERATION_ISSUE, "issue tokens of")
+	token, source, err := s.issue(ctx, r, "", access.Issue)
 	if err != nil {
 		return nil, err
 	}
@@ -47,7 +54,7 @@ func (s *tokenBroker) IssueToken(ctx context.Context, r *pb.IssueTokenRequest) (
 }
 
 func (s *tokenBroker) RefreshToken(ctx context.Context, r *pb.RefreshTokenRequest) (*pb.RefreshTokenResponse, error) {
-	token, source, err := s.issue(ctx, r, r.GetRejectedTokenId(), pb.Operation_OPERATION_REFRESH, "refresh tokens of")
+	token, source, err := s.issue(ctx, r, r.GetRejectedTokenId(), access.Refresh)
 	if err != nil {
 		return nil, err
 	}
@@ -63,8 +70,8 @@ type tokenRequest interface {
 }
 
 // issue gets the caller a token other than the rejected one, if it may do op.
-func (s *tokenBroker) issue(ctx context.Context, r tokenRequest, rejected string, op pb.Operation, verb string) (*broker.Token, broker.Source, error) {
-	c, err := s.authorize(ctx, r.GetProfile(), op, verb)
+func (s *tokenBroker) issue(ctx context.Context, r tokenRequest, rejected string, op access.Operation) (*broker.Token, broker.Source, error) {
+	c, err := s.authorize(ctx, r.GetProfile(), op, r.GetScopes())
 	if err != nil {
 		return nil, 0, err
 	}
@@ -74,15 +81,16 @@ func (s *tokenBroker) issue(ctx context.Context, r tokenRequest, rejected string
 	demand := broker.Demand{Lifetime: r.GetMinLifetime().AsDuration(), Not: rejected}
 	token, source, err := s.broker.Issue(ctx, r.GetProfile(), r.GetScopes(), demand)
 	if err != nil {
-		return nil, 0, fromBroker(err, c, r.GetProfile(), verb)
+		return nil, 0, fromBroker(err, c, r.GetProfile(), op)
 	}
+	o := &callFrom(ctx).outcome
+	o.tokenID, o.source = token.ID, source.String()
 	s.calls.note(r.GetProfile(), c)
 	return token, source, nil
 }
 
 func (s *tokenBroker) RevokeToken(ctx context.Context, r *pb.RevokeTokenRequest) (*pb.RevokeTokenResponse, error) {
-	const verb = "revoke tokens of"
-	c, err := s.authorize(ctx, r.GetProfile(), pb.Operation_OPERATION_REVOKE, verb)
+	c, err := s.authorize(ctx, r.GetProfile(), access.Revoke, r.GetScopes())
 	if err != nil {
 		return nil, err
 	}
@@ -91,30 +99,56 @@ func (s *tokenBroker) RevokeToken(ctx context.Context, r *pb.RevokeTokenRequest)
 	}
 	revoked, err := s.broker.Revoke(ctx, r.GetProfile(), r.GetScopes(), r.GetTokenId())
 	if err != nil {
-		return nil, fromBroker(err, c, r.GetProfile(), verb)
+		return nil, fromBroker(err, c, r.GetProfile(), access.Revoke)
 	}
+	callFrom(ctx).outcome.tokenID = revoked.TokenID
 	out := &pb.RevokeTokenResponse{TokenId: revoked.TokenID, Outcome: pb.RevocationOutcome_REVOCATION_OUTCOME_DROPPED}
 	if revoked.Confirmed {
 		out.Outcome = pb.RevocationOutcome_REVOCATION_OUTCOME_CONFIRMED
 	}
-	s.log.Info("caller revoked a token", "caller", c.name, "profile", r.GetProfile(), "token_id", out.TokenId, "outcome", out.Outcome.String(), "request_id", requestID(ctx))
+	s.log.Info("caller revoked a token", "caller", c.Name, "profile", r.GetProfile(), "token_id", out.TokenId, "outcome", out.Outcome.String(), "request_id", requestID(ctx))
 	return out, nil
 }
 
 func (s *tokenBroker) WhoAmI(ctx context.Context, _ *pb.WhoAmIRequest) (*pb.WhoAmIResponse, error) {
-	c, ok := callerFrom(ctx)
-	if !ok {
-		return nil, errCallerUnknown
+	c, err := callerOf(ctx)
+	if err != nil {
+		return nil, err
 	}
-	out := &pb.WhoAmIResponse{Caller: c.name, Proof: c.proof, RequestId: requestID(ctx)}
-	policy := s.policy.Load()
+	out := &pb.WhoAmIResponse{Caller: c.Name, Proof: proofs[c.Proof], Forwarder: c.Forwarder, RequestId: requestID(ctx)}
+	policy, _ := s.access.Current()
 	for _, name := range s.broker.Profiles() {
-		if ops := policy.allowed(c, name).list(); len(ops) > 0 {
-			out.Permissions = append(out.Permissions, &pb.Permission{Profile: name, Operations: ops})
+		if p := permission(policy, c, name); len(p.Operations) > 0 {
+			out.Permissions = append(out.Permissions, p)
 		}
 	}
-	s.log.Info("caller asked who it is", "caller", c.name, "proof", c.proof.String(), "request_id", out.RequestId)
+	s.log.Info("caller asked who it is", "caller", c.Name, "proof", c.Proof.String(), "request_id", out.RequestId)
 	return out, nil
+}
+
+// permission is what the policy lets the caller do with a profile.
+func permission(policy *access.Policy, c *access.Caller, profile string) *pb.Permission {
+	p := &pb.Permission{Profile: profile}
+	for _, op := range access.Operations() {
+		rules := policy.Allowing(c, op, profile)
+		if len(rules) > 0 {
+			p.Operations = append(p.Operations, pb.Operation(op))
+		}
+		for _, r := range rules {
+			p.Grants = append(p.Grants, &pb.Grant{Operation: pb.Operation(op), Rule: access.Decision{Rule: r.Index}.By(), Scopes: r.Scopes})
+		}
+	}
+	return p
+}
+
+// proofs are the schema's names.
+var proofs = map[access.Proof]pb.IdentityProof{
+	access.Loopback:       pb.IdentityProof_IDENTITY_PROOF_ANONYMOUS_LOOPBACK,
+	access.URISAN:         pb.IdentityProof_IDENTITY_PROOF_URI_SAN,
+	access.DNSSAN:         pb.IdentityProof_IDENTITY_PROOF_DNS_SAN,
+	access.UnixPeer:       pb.IdentityProof_IDENTITY_PROOF_UNIX_PEER,
+	access.Forwarded:      pb.IdentityProof_IDENTITY_PROOF_FORWARDED,
+	access.ServiceAccount: pb.IdentityProof_IDENTITY_PROOF_SERVICE_ACCOUNT,
 }
 
 // shared refuses what this version does not have, rather than hand a token that

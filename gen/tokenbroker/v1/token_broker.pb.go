@@ -1015,7 +1015,9 @@ type Permission struct {
 	// The profile's name. Always there.
 	Profile string `protobuf:"bytes,1,opt,name=profile,proto3" json:"profile,omitempty"`
 	// What the caller may do with it. Always there: at least one, ascending, no two alike.
-	Operations    []Operation `protobuf:"varint,2,rep,packed,name=operations,proto3,enum=tokenbroker.v1.Operation" json:"operations,omitempty"`
+	Operations []Operation `protobuf:"varint,2,rep,packed,name=operations,proto3,enum=tokenbroker.v1.Operation" json:"operations,omitempty"`
+	// Which rules say so, one or more for each operation, in the same order.
+	Grants        []*Grant `protobuf:"bytes,3,rep,name=grants,proto3" json:"grants,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1064,6 +1066,78 @@ func (x *Permission) GetOperations() []Operation {
 	return nil
 }
 
+func (x *Permission) GetGrants() []*Grant {
+	if x != nil {
+		return x.Grants
+	}
+	return nil
+}
+
+// Grant is one rule that allows the caller one operation on a profile.
+type Grant struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The operation. Always there.
+	Operation Operation `protobuf:"varint,1,opt,name=operation,proto3,enum=tokenbroker.v1.Operation" json:"operation,omitempty"`
+	// The rule that allows it, by its place in the configuration: "policy[0]" is the first. Without any rule, which only an
+	// anonymous caller can do without, "default".
+	Rule string `protobuf:"bytes,2,opt,name=rule,proto3" json:"rule,omitempty"`
+	// The scopes to which the rule limits it, with "*" for any number of characters. Empty if it limits them not at all.
+	Scopes        []string `protobuf:"bytes,3,rep,name=scopes,proto3" json:"scopes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Grant) Reset() {
+	*x = Grant{}
+	mi := &file_tokenbroker_v1_token_broker_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Grant) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Grant) ProtoMessage() {}
+
+func (x *Grant) ProtoReflect() protoreflect.Message {
+	mi := &file_tokenbroker_v1_token_broker_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Grant.ProtoReflect.Descriptor instead.
+func (*Grant) Descriptor() ([]byte, []int) {
+	return file_tokenbroker_v1_token_broker_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Grant) GetOperation() Operation {
+	if x != nil {
+		return x.Operation
+	}
+	return Operation_OPERATION_UNSPECIFIED
+}
+
+func (x *Grant) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *Grant) GetScopes() []string {
+	if x != nil {
+		return x.Scopes
+	}
+	return nil
+}
+
 // WhoAmIResponse describes the caller.
 type WhoAmIResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1075,14 +1149,17 @@ type WhoAmIResponse struct {
 	// What the caller may use, in the order of the profiles' names. Empty if nothing.
 	Permissions []*Permission `protobuf:"bytes,3,rep,name=permissions,proto3" json:"permissions,omitempty"`
 	// The id under which the server's log has this call. Always there.
-	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	RequestId string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// The proxy that forwarded the caller's identity, in the spelling that policies use. Empty unless proof is
+	// IDENTITY_PROOF_FORWARDED.
+	Forwarder     string `protobuf:"bytes,5,opt,name=forwarder,proto3" json:"forwarder,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WhoAmIResponse) Reset() {
 	*x = WhoAmIResponse{}
-	mi := &file_tokenbroker_v1_token_broker_proto_msgTypes[12]
+	mi := &file_tokenbroker_v1_token_broker_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1094,7 +1171,7 @@ func (x *WhoAmIResponse) String() string {
 func (*WhoAmIResponse) ProtoMessage() {}
 
 func (x *WhoAmIResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_token_broker_proto_msgTypes[12]
+	mi := &file_tokenbroker_v1_token_broker_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1107,7 +1184,7 @@ func (x *WhoAmIResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoAmIResponse.ProtoReflect.Descriptor instead.
 func (*WhoAmIResponse) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_token_broker_proto_rawDescGZIP(), []int{12}
+	return file_tokenbroker_v1_token_broker_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *WhoAmIResponse) GetCaller() string {
@@ -1134,6 +1211,13 @@ func (x *WhoAmIResponse) GetPermissions() []*Permission {
 func (x *WhoAmIResponse) GetRequestId() string {
 	if x != nil {
 		return x.RequestId
+	}
+	return ""
+}
+
+func (x *WhoAmIResponse) GetForwarder() string {
+	if x != nil {
+		return x.Forwarder
 	}
 	return ""
 }
@@ -1191,19 +1275,25 @@ const file_tokenbroker_v1_token_broker_proto_rawDesc = "" +
 	"\x13RevokeTokenResponse\x12;\n" +
 	"\aoutcome\x18\x01 \x01(\x0e2!.tokenbroker.v1.RevocationOutcomeR\aoutcome\x12\x19\n" +
 	"\btoken_id\x18\x02 \x01(\tR\atokenId\"\x0f\n" +
-	"\rWhoAmIRequest\"a\n" +
+	"\rWhoAmIRequest\"\x90\x01\n" +
 	"\n" +
 	"Permission\x12\x18\n" +
 	"\aprofile\x18\x01 \x01(\tR\aprofile\x129\n" +
 	"\n" +
 	"operations\x18\x02 \x03(\x0e2\x19.tokenbroker.v1.OperationR\n" +
-	"operations\"\xba\x01\n" +
+	"operations\x12-\n" +
+	"\x06grants\x18\x03 \x03(\v2\x15.tokenbroker.v1.GrantR\x06grants\"l\n" +
+	"\x05Grant\x127\n" +
+	"\toperation\x18\x01 \x01(\x0e2\x19.tokenbroker.v1.OperationR\toperation\x12\x12\n" +
+	"\x04rule\x18\x02 \x01(\tR\x04rule\x12\x16\n" +
+	"\x06scopes\x18\x03 \x03(\tR\x06scopes\"\xd8\x01\n" +
 	"\x0eWhoAmIResponse\x12\x16\n" +
 	"\x06caller\x18\x01 \x01(\tR\x06caller\x123\n" +
 	"\x05proof\x18\x02 \x01(\x0e2\x1d.tokenbroker.v1.IdentityProofR\x05proof\x12<\n" +
 	"\vpermissions\x18\x03 \x03(\v2\x1a.tokenbroker.v1.PermissionR\vpermissions\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x04 \x01(\tR\trequestId*t\n" +
+	"request_id\x18\x04 \x01(\tR\trequestId\x12\x1c\n" +
+	"\tforwarder\x18\x05 \x01(\tR\tforwarder*t\n" +
 	"\x06Source\x12\x16\n" +
 	"\x12SOURCE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSOURCE_MEMORY\x10\x01\x12\x10\n" +
@@ -1251,7 +1341,7 @@ func file_tokenbroker_v1_token_broker_proto_rawDescGZIP() []byte {
 }
 
 var file_tokenbroker_v1_token_broker_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_tokenbroker_v1_token_broker_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_tokenbroker_v1_token_broker_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_tokenbroker_v1_token_broker_proto_goTypes = []any{
 	(Source)(0),                   // 0: tokenbroker.v1.Source
 	(RevocationOutcome)(0),        // 1: tokenbroker.v1.RevocationOutcome
@@ -1269,46 +1359,49 @@ var file_tokenbroker_v1_token_broker_proto_goTypes = []any{
 	(*RevokeTokenResponse)(nil),   // 13: tokenbroker.v1.RevokeTokenResponse
 	(*WhoAmIRequest)(nil),         // 14: tokenbroker.v1.WhoAmIRequest
 	(*Permission)(nil),            // 15: tokenbroker.v1.Permission
-	(*WhoAmIResponse)(nil),        // 16: tokenbroker.v1.WhoAmIResponse
-	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 18: google.protobuf.Duration
+	(*Grant)(nil),                 // 16: tokenbroker.v1.Grant
+	(*WhoAmIResponse)(nil),        // 17: tokenbroker.v1.WhoAmIResponse
+	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
 }
 var file_tokenbroker_v1_token_broker_proto_depIdxs = []int32{
-	17, // 0: tokenbroker.v1.Token.expire_time:type_name -> google.protobuf.Timestamp
-	17, // 1: tokenbroker.v1.Token.refresh_time:type_name -> google.protobuf.Timestamp
-	17, // 2: tokenbroker.v1.Token.issue_time:type_name -> google.protobuf.Timestamp
-	18, // 3: tokenbroker.v1.IssueTokenRequest.min_lifetime:type_name -> google.protobuf.Duration
+	18, // 0: tokenbroker.v1.Token.expire_time:type_name -> google.protobuf.Timestamp
+	18, // 1: tokenbroker.v1.Token.refresh_time:type_name -> google.protobuf.Timestamp
+	18, // 2: tokenbroker.v1.Token.issue_time:type_name -> google.protobuf.Timestamp
+	19, // 3: tokenbroker.v1.IssueTokenRequest.min_lifetime:type_name -> google.protobuf.Duration
 	5,  // 4: tokenbroker.v1.IssueTokenRequest.job:type_name -> tokenbroker.v1.Job
 	4,  // 5: tokenbroker.v1.IssueTokenResponse.token:type_name -> tokenbroker.v1.Token
 	0,  // 6: tokenbroker.v1.IssueTokenResponse.source:type_name -> tokenbroker.v1.Source
-	18, // 7: tokenbroker.v1.RefreshTokenRequest.min_lifetime:type_name -> google.protobuf.Duration
+	19, // 7: tokenbroker.v1.RefreshTokenRequest.min_lifetime:type_name -> google.protobuf.Duration
 	5,  // 8: tokenbroker.v1.RefreshTokenRequest.job:type_name -> tokenbroker.v1.Job
 	4,  // 9: tokenbroker.v1.RefreshTokenResponse.token:type_name -> tokenbroker.v1.Token
 	0,  // 10: tokenbroker.v1.RefreshTokenResponse.source:type_name -> tokenbroker.v1.Source
-	18, // 11: tokenbroker.v1.WatchTokenRequest.min_lifetime:type_name -> google.protobuf.Duration
+	19, // 11: tokenbroker.v1.WatchTokenRequest.min_lifetime:type_name -> google.protobuf.Duration
 	5,  // 12: tokenbroker.v1.WatchTokenRequest.job:type_name -> tokenbroker.v1.Job
 	4,  // 13: tokenbroker.v1.WatchTokenResponse.token:type_name -> tokenbroker.v1.Token
 	0,  // 14: tokenbroker.v1.WatchTokenResponse.source:type_name -> tokenbroker.v1.Source
 	5,  // 15: tokenbroker.v1.RevokeTokenRequest.job:type_name -> tokenbroker.v1.Job
 	1,  // 16: tokenbroker.v1.RevokeTokenResponse.outcome:type_name -> tokenbroker.v1.RevocationOutcome
 	3,  // 17: tokenbroker.v1.Permission.operations:type_name -> tokenbroker.v1.Operation
-	2,  // 18: tokenbroker.v1.WhoAmIResponse.proof:type_name -> tokenbroker.v1.IdentityProof
-	15, // 19: tokenbroker.v1.WhoAmIResponse.permissions:type_name -> tokenbroker.v1.Permission
-	6,  // 20: tokenbroker.v1.TokenBroker.IssueToken:input_type -> tokenbroker.v1.IssueTokenRequest
-	8,  // 21: tokenbroker.v1.TokenBroker.RefreshToken:input_type -> tokenbroker.v1.RefreshTokenRequest
-	10, // 22: tokenbroker.v1.TokenBroker.WatchToken:input_type -> tokenbroker.v1.WatchTokenRequest
-	12, // 23: tokenbroker.v1.TokenBroker.RevokeToken:input_type -> tokenbroker.v1.RevokeTokenRequest
-	14, // 24: tokenbroker.v1.TokenBroker.WhoAmI:input_type -> tokenbroker.v1.WhoAmIRequest
-	7,  // 25: tokenbroker.v1.TokenBroker.IssueToken:output_type -> tokenbroker.v1.IssueTokenResponse
-	9,  // 26: tokenbroker.v1.TokenBroker.RefreshToken:output_type -> tokenbroker.v1.RefreshTokenResponse
-	11, // 27: tokenbroker.v1.TokenBroker.WatchToken:output_type -> tokenbroker.v1.WatchTokenResponse
-	13, // 28: tokenbroker.v1.TokenBroker.RevokeToken:output_type -> tokenbroker.v1.RevokeTokenResponse
-	16, // 29: tokenbroker.v1.TokenBroker.WhoAmI:output_type -> tokenbroker.v1.WhoAmIResponse
-	25, // [25:30] is the sub-list for method output_type
-	20, // [20:25] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	16, // 18: tokenbroker.v1.Permission.grants:type_name -> tokenbroker.v1.Grant
+	3,  // 19: tokenbroker.v1.Grant.operation:type_name -> tokenbroker.v1.Operation
+	2,  // 20: tokenbroker.v1.WhoAmIResponse.proof:type_name -> tokenbroker.v1.IdentityProof
+	15, // 21: tokenbroker.v1.WhoAmIResponse.permissions:type_name -> tokenbroker.v1.Permission
+	6,  // 22: tokenbroker.v1.TokenBroker.IssueToken:input_type -> tokenbroker.v1.IssueTokenRequest
+	8,  // 23: tokenbroker.v1.TokenBroker.RefreshToken:input_type -> tokenbroker.v1.RefreshTokenRequest
+	10, // 24: tokenbroker.v1.TokenBroker.WatchToken:input_type -> tokenbroker.v1.WatchTokenRequest
+	12, // 25: tokenbroker.v1.TokenBroker.RevokeToken:input_type -> tokenbroker.v1.RevokeTokenRequest
+	14, // 26: tokenbroker.v1.TokenBroker.WhoAmI:input_type -> tokenbroker.v1.WhoAmIRequest
+	7,  // 27: tokenbroker.v1.TokenBroker.IssueToken:output_type -> tokenbroker.v1.IssueTokenResponse
+	9,  // 28: tokenbroker.v1.TokenBroker.RefreshToken:output_type -> tokenbroker.v1.RefreshTokenResponse
+	11, // 29: tokenbroker.v1.TokenBroker.WatchToken:output_type -> tokenbroker.v1.WatchTokenResponse
+	13, // 30: tokenbroker.v1.TokenBroker.RevokeToken:output_type -> tokenbroker.v1.RevokeTokenResponse
+	17, // 31: tokenbroker.v1.TokenBroker.WhoAmI:output_type -> tokenbroker.v1.WhoAmIResponse
+	27, // [27:32] is the sub-list for method output_type
+	22, // [22:27] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_tokenbroker_v1_token_broker_proto_init() }
@@ -1322,7 +1415,7 @@ func file_tokenbroker_v1_token_broker_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_tokenbroker_v1_token_broker_proto_rawDesc), len(file_tokenbroker_v1_token_broker_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   13,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

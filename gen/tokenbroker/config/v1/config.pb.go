@@ -45,7 +45,9 @@ type Config struct {
 	// means nothing for authenticated callers, and everything for an anonymous one, who exists on loopback without TLS only.
 	Policy []*PolicyRule `protobuf:"bytes,5,rep,name=policy,proto3" json:"policy,omitempty"`
 	// Optional. What the broker writes about itself. Default: JSON lines from level info upward.
-	Log           *Log `protobuf:"bytes,6,opt,name=log,proto3" json:"log,omitempty"`
+	Log *Log `protobuf:"bytes,6,opt,name=log,proto3" json:"log,omitempty"`
+	// Optional. Where it is written who was given or denied what. Default: JSON lines on standard output.
+	Audit         *Audit `protobuf:"bytes,7,opt,name=audit,proto3" json:"audit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -122,17 +124,32 @@ func (x *Config) GetLog() *Log {
 	return nil
 }
 
+func (x *Config) GetAudit() *Audit {
+	if x != nil {
+		return x.Audit
+	}
+	return nil
+}
+
 // Server says where and how callers reach the gRPC services.
 type Server struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Optional. Where to listen: "host:port", or "unix:" and the path of a socket. Default: 127.0.0.1:7443. Any other
 	// address than loopback and unix needs tls.
 	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
-	// Optional. TLS with client certificates. Default: none, which is allowed on loopback and unix sockets only;
-	// there callers are anonymous, or known by their user id.
+	// Optional. TLS with client certificates. Default: none, which is allowed on loopback, where callers are anonymous, and on
+	// unix sockets, where they are known by their user and group; there only.
 	Tls *ServerTls `protobuf:"bytes,2,opt,name=tls,proto3" json:"tls,omitempty"`
 	// Optional. Whether tools may ask for the schema (gRPC reflection). Default: false.
-	Reflection    bool `protobuf:"varint,3,opt,name=reflection,proto3" json:"reflection,omitempty"`
+	Reflection bool `protobuf:"varint,3,opt,name=reflection,proto3" json:"reflection,omitempty"`
+	// Optional. The proxies that may say, in a header, who the caller behind them is. Default: none; then who sends such a
+	// header is turned away.
+	Forwarders []*Forwarder `protobuf:"bytes,4,rep,name=forwarders,proto3" json:"forwarders,omitempty"`
+	// Optional. The Kubernetes clusters whose service account tokens prove who a caller is. Default: none; then who sends a
+	// bearer token is turned away.
+	ServiceAccounts []*ServiceAccounts `protobuf:"bytes,5,rep,name=service_accounts,json=serviceAccounts,proto3" json:"service_accounts,omitempty"`
+	// Optional. How much callers may ask for. Default: what the fields of the message say.
+	Limits        *Limits `protobuf:"bytes,6,opt,name=limits,proto3" json:"limits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -188,19 +205,46 @@ func (x *Server) GetReflection() bool {
 	return false
 }
 
+func (x *Server) GetForwarders() []*Forwarder {
+	if x != nil {
+		return x.Forwarders
+	}
+	return nil
+}
+
+func (x *Server) GetServiceAccounts() []*ServiceAccounts {
+	if x != nil {
+		return x.ServiceAccounts
+	}
+	return nil
+}
+
+func (x *Server) GetLimits() *Limits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
 // ServerTls says how the server proves itself and its callers. All files are PEM and read again when they change; a
 // file that cannot be used leaves the last good one in place.
 type ServerTls struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. Path of the server's certificate and the chain above it.
+	// Required, unless workload_api is set. Path of the server's certificate and the chain above it.
 	Certificate string `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
-	// Required. Path of the certificate's private key. It should be readable by the broker only.
+	// Required, unless workload_api is set. Path of the certificate's private key. It should be readable by the broker only.
 	PrivateKey string `protobuf:"bytes,2,opt,name=private_key,json=privateKey,proto3" json:"private_key,omitempty"`
-	// Required. Path of the certificates of the authorities that sign callers' certificates. A caller without such a
-	// certificate is turned away.
+	// Required, unless workload_api is set. Path of the certificates of the authorities that sign callers' certificates. A
+	// caller without such a certificate is turned away.
 	ClientCa string `protobuf:"bytes,3,opt,name=client_ca,json=clientCa,proto3" json:"client_ca,omitempty"`
 	// Optional. The lowest version of TLS to accept: 1.3 or 1.2. Default: 1.3.
-	MinVersion    string `protobuf:"bytes,4,opt,name=min_version,json=minVersion,proto3" json:"min_version,omitempty"`
+	MinVersion string `protobuf:"bytes,4,opt,name=min_version,json=minVersion,proto3" json:"min_version,omitempty"`
+	// Optional. Paths of certificate revocation lists (RFC 5280), PEM or DER. A caller whose certificate, or an authority above
+	// it, is on the list of its issuer is turned away, on open connections too. Default: none, nothing is revoked.
+	ClientCrl []string `protobuf:"bytes,5,rep,name=client_crl,json=clientCrl,proto3" json:"client_crl,omitempty"`
+	// Optional. Takes the server's certificate and the authorities of its callers from the SPIFFE Workload API instead of
+	// from files. Default: none, files.
+	WorkloadApi   *WorkloadApi `protobuf:"bytes,6,opt,name=workload_api,json=workloadApi,proto3" json:"workload_api,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -263,6 +307,426 @@ func (x *ServerTls) GetMinVersion() string {
 	return ""
 }
 
+func (x *ServerTls) GetClientCrl() []string {
+	if x != nil {
+		return x.ClientCrl
+	}
+	return nil
+}
+
+func (x *ServerTls) GetWorkloadApi() *WorkloadApi {
+	if x != nil {
+		return x.WorkloadApi
+	}
+	return nil
+}
+
+// WorkloadApi says where the broker gets its own SPIFFE identity, and whom it believes.
+type WorkloadApi struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Optional. The address of the Workload API: "unix:" and the path of its socket. Default: $SPIFFE_ENDPOINT_SOCKET.
+	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	// Optional. The trust domains whose members may connect; each is believed about its own members only. Default: the trust
+	// domain of the broker's own identity.
+	TrustDomains  []string `protobuf:"bytes,2,rep,name=trust_domains,json=trustDomains,proto3" json:"trust_domains,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkloadApi) Reset() {
+	*x = WorkloadApi{}
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkloadApi) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkloadApi) ProtoMessage() {}
+
+func (x *WorkloadApi) ProtoReflect() protoreflect.Message {
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkloadApi.ProtoReflect.Descriptor instead.
+func (*WorkloadApi) Descriptor() ([]byte, []int) {
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *WorkloadApi) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *WorkloadApi) GetTrustDomains() []string {
+	if x != nil {
+		return x.TrustDomains
+	}
+	return nil
+}
+
+// Forwarder names proxies that are believed about who is behind them. They prove themselves by a client certificate or
+// over a unix socket; one hop is believed, and nothing ambiguous.
+type Forwarder struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required. The proxies, as the policy would name them: "spiffe://...", "dns:..." or "unix:uid:...".
+	Peers []string `protobuf:"bytes,1,rep,name=peers,proto3" json:"peers,omitempty"`
+	// Required. The header in which they say it: x-forwarded-client-cert (Envoy, Istio) or l5d-client-id (Linkerd).
+	Header string `protobuf:"bytes,2,opt,name=header,proto3" json:"header,omitempty"`
+	// Optional. For whom they may speak, as the policy would name them. Default: empty, for anyone whom a certificate could name.
+	Callers       []string `protobuf:"bytes,3,rep,name=callers,proto3" json:"callers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Forwarder) Reset() {
+	*x = Forwarder{}
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Forwarder) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Forwarder) ProtoMessage() {}
+
+func (x *Forwarder) ProtoReflect() protoreflect.Message {
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Forwarder.ProtoReflect.Descriptor instead.
+func (*Forwarder) Descriptor() ([]byte, []int) {
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Forwarder) GetPeers() []string {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+func (x *Forwarder) GetHeader() string {
+	if x != nil {
+		return x.Header
+	}
+	return ""
+}
+
+func (x *Forwarder) GetCallers() []string {
+	if x != nil {
+		return x.Callers
+	}
+	return nil
+}
+
+// ServiceAccounts says how the service account tokens of one Kubernetes cluster are checked. A caller that brings one in
+// "authorization: Bearer" is known as k8s://CLUSTER/NAMESPACE/ACCOUNT.
+type ServiceAccounts struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required. The cluster's name in the names of callers: 1 to 63 of the characters a to z, 0 to 9, "." and "-". Unique.
+	Cluster string `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// Required. The issuer that tokens must name, compared character by character. Unique.
+	Issuer string `protobuf:"bytes,2,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	// Required. The audience that tokens must have been made for: one that no other service of the cluster uses.
+	Audience string `protobuf:"bytes,3,opt,name=audience,proto3" json:"audience,omitempty"`
+	// Where the cluster's public keys are. Exactly one of these is set.
+	//
+	// Types that are valid to be assigned to Keys:
+	//
+	//	*ServiceAccounts_JwksFile
+	//	*ServiceAccounts_JwksUrl
+	Keys isServiceAccounts_Keys `protobuf_oneof:"keys"`
+	// Optional. Path of the certificates of the authorities that the server at jwks_url is checked against. Default: empty,
+	// those of the system.
+	Ca string `protobuf:"bytes,6,opt,name=ca,proto3" json:"ca,omitempty"`
+	// Optional. What is sent as bearer token to jwks_url, which many clusters demand. Default: none.
+	JwksToken *Secret `protobuf:"bytes,7,opt,name=jwks_token,json=jwksToken,proto3" json:"jwks_token,omitempty"`
+	// Optional. The signature algorithms to accept, of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512 and EdDSA.
+	// Default: RS256 and ES256.
+	Algorithms []string `protobuf:"bytes,8,rep,name=algorithms,proto3" json:"algorithms,omitempty"`
+	// Optional. For how long a token may have been made at the most: 5m to 24h. Longer ones are refused. Default: 1h.
+	MaxLifetime   *durationpb.Duration `protobuf:"bytes,9,opt,name=max_lifetime,json=maxLifetime,proto3" json:"max_lifetime,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServiceAccounts) Reset() {
+	*x = ServiceAccounts{}
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServiceAccounts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServiceAccounts) ProtoMessage() {}
+
+func (x *ServiceAccounts) ProtoReflect() protoreflect.Message {
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServiceAccounts.ProtoReflect.Descriptor instead.
+func (*ServiceAccounts) Descriptor() ([]byte, []int) {
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ServiceAccounts) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *ServiceAccounts) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *ServiceAccounts) GetAudience() string {
+	if x != nil {
+		return x.Audience
+	}
+	return ""
+}
+
+func (x *ServiceAccounts) GetKeys() isServiceAccounts_Keys {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *ServiceAccounts) GetJwksFile() string {
+	if x != nil {
+		if x, ok := x.Keys.(*ServiceAccounts_JwksFile); ok {
+			return x.JwksFile
+		}
+	}
+	return ""
+}
+
+func (x *ServiceAccounts) GetJwksUrl() string {
+	if x != nil {
+		if x, ok := x.Keys.(*ServiceAccounts_JwksUrl); ok {
+			return x.JwksUrl
+		}
+	}
+	return ""
+}
+
+func (x *ServiceAccounts) GetCa() string {
+	if x != nil {
+		return x.Ca
+	}
+	return ""
+}
+
+func (x *ServiceAccounts) GetJwksToken() *Secret {
+	if x != nil {
+		return x.JwksToken
+	}
+	return nil
+}
+
+func (x *ServiceAccounts) GetAlgorithms() []string {
+	if x != nil {
+		return x.Algorithms
+	}
+	return nil
+}
+
+func (x *ServiceAccounts) GetMaxLifetime() *durationpb.Duration {
+	if x != nil {
+		return x.MaxLifetime
+	}
+	return nil
+}
+
+type isServiceAccounts_Keys interface {
+	isServiceAccounts_Keys()
+}
+
+type ServiceAccounts_JwksFile struct {
+	// Path of a JSON Web Key Set. It is read again when it changes.
+	JwksFile string `protobuf:"bytes,4,opt,name=jwks_file,json=jwksFile,proto3,oneof"`
+}
+
+type ServiceAccounts_JwksUrl struct {
+	// URL of a JSON Web Key Set, https. It is fetched when it is needed, and again when a token names a key that is not in it.
+	JwksUrl string `protobuf:"bytes,5,opt,name=jwks_url,json=jwksUrl,proto3,oneof"`
+}
+
+func (*ServiceAccounts_JwksFile) isServiceAccounts_Keys() {}
+
+func (*ServiceAccounts_JwksUrl) isServiceAccounts_Keys() {}
+
+// Limits bound what callers can make the broker do. What is beyond one is refused at once, with the time after which to ask
+// again where waiting helps.
+type Limits struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Optional. Calls a second that one caller may make on this replica, after a burst of twice as many: 1 to 1,000,000.
+	// Anonymous callers, who are on this machine, are not counted. Default: 5000.
+	CallerRate uint32 `protobuf:"varint,1,opt,name=caller_rate,json=callerRate,proto3" json:"caller_rate,omitempty"`
+	// Optional. Calls and streams that one caller may have under way on this replica: 1 to 1,000,000. Anonymous callers are not
+	// counted. Default: 10000.
+	CallerCalls uint32 `protobuf:"varint,2,opt,name=caller_calls,json=callerCalls,proto3" json:"caller_calls,omitempty"`
+	// Optional. Calls and streams of all callers that may be under way on this replica: 1 to 1,000,000. Default: 20000.
+	Calls uint32 `protobuf:"varint,3,opt,name=calls,proto3" json:"calls,omitempty"`
+	// Optional. Connections that may be open on this replica: 1 to 1,000,000. Default: 10000.
+	Connections uint32 `protobuf:"varint,4,opt,name=connections,proto3" json:"connections,omitempty"`
+	// Optional. Calls and streams that may be under way on one connection; more wait at the caller: 1 to 100,000. Default: 250.
+	ConnectionStreams uint32 `protobuf:"varint,5,opt,name=connection_streams,json=connectionStreams,proto3" json:"connection_streams,omitempty"`
+	// Optional. After what time a connection is asked to end, give or take a tenth, so that balancers spread callers over
+	// replicas: 10s to 1d. Default: 5m.
+	ConnectionAge *durationpb.Duration `protobuf:"bytes,6,opt,name=connection_age,json=connectionAge,proto3" json:"connection_age,omitempty"`
+	// Optional. How much longer what is under way on such a connection may take: 1s to 1h. Default: 30s.
+	ConnectionAgeGrace *durationpb.Duration `protobuf:"bytes,7,opt,name=connection_age_grace,json=connectionAgeGrace,proto3" json:"connection_age_grace,omitempty"`
+	// Optional. The shortest time between a caller's keepalive pings: 1s to 1h. Who pings more often is disconnected. Default: 10s.
+	PingInterval *durationpb.Duration `protobuf:"bytes,8,opt,name=ping_interval,json=pingInterval,proto3" json:"ping_interval,omitempty"`
+	// Optional. The most that a call may take, whatever deadline its caller has set: 1s to 10m. Streams are not meant. Default:
+	// 60s.
+	Deadline *durationpb.Duration `protobuf:"bytes,9,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	// Optional. The largest header of a request in bytes: 1024 to 1048576. Default: 32768.
+	HeaderSize    uint32 `protobuf:"varint,10,opt,name=header_size,json=headerSize,proto3" json:"header_size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Limits) Reset() {
+	*x = Limits{}
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Limits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Limits) ProtoMessage() {}
+
+func (x *Limits) ProtoReflect() protoreflect.Message {
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Limits.ProtoReflect.Descriptor instead.
+func (*Limits) Descriptor() ([]byte, []int) {
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Limits) GetCallerRate() uint32 {
+	if x != nil {
+		return x.CallerRate
+	}
+	return 0
+}
+
+func (x *Limits) GetCallerCalls() uint32 {
+	if x != nil {
+		return x.CallerCalls
+	}
+	return 0
+}
+
+func (x *Limits) GetCalls() uint32 {
+	if x != nil {
+		return x.Calls
+	}
+	return 0
+}
+
+func (x *Limits) GetConnections() uint32 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
+func (x *Limits) GetConnectionStreams() uint32 {
+	if x != nil {
+		return x.ConnectionStreams
+	}
+	return 0
+}
+
+func (x *Limits) GetConnectionAge() *durationpb.Duration {
+	if x != nil {
+		return x.ConnectionAge
+	}
+	return nil
+}
+
+func (x *Limits) GetConnectionAgeGrace() *durationpb.Duration {
+	if x != nil {
+		return x.ConnectionAgeGrace
+	}
+	return nil
+}
+
+func (x *Limits) GetPingInterval() *durationpb.Duration {
+	if x != nil {
+		return x.PingInterval
+	}
+	return nil
+}
+
+func (x *Limits) GetDeadline() *durationpb.Duration {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
+func (x *Limits) GetHeaderSize() uint32 {
+	if x != nil {
+		return x.HeaderSize
+	}
+	return 0
+}
+
 // Admin says where operators find health, metrics, the console and the OAuth callback, over HTTP.
 //
 // Health, metrics and the callback ask nobody who they are: none of them has a secret to show, and what comes back to the
@@ -287,7 +751,7 @@ type Admin struct {
 
 func (x *Admin) Reset() {
 	*x = Admin{}
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[3]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -299,7 +763,7 @@ func (x *Admin) String() string {
 func (*Admin) ProtoMessage() {}
 
 func (x *Admin) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[3]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -312,7 +776,7 @@ func (x *Admin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Admin.ProtoReflect.Descriptor instead.
 func (*Admin) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{3}
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Admin) GetAddress() string {
@@ -352,14 +816,16 @@ type AdminTls struct {
 	PrivateKey string `protobuf:"bytes,2,opt,name=private_key,json=privateKey,proto3" json:"private_key,omitempty"`
 	// Optional. Path of the certificates of the authorities that sign operators' certificates. A visitor without one still
 	// gets health, metrics and the callback. Default: none.
-	ClientCa      string `protobuf:"bytes,3,opt,name=client_ca,json=clientCa,proto3" json:"client_ca,omitempty"`
+	ClientCa string `protobuf:"bytes,3,opt,name=client_ca,json=clientCa,proto3" json:"client_ca,omitempty"`
+	// Optional. Paths of certificate revocation lists, as in server.tls. Default: none, nothing is revoked.
+	ClientCrl     []string `protobuf:"bytes,4,rep,name=client_crl,json=clientCrl,proto3" json:"client_crl,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AdminTls) Reset() {
 	*x = AdminTls{}
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[4]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -371,7 +837,7 @@ func (x *AdminTls) String() string {
 func (*AdminTls) ProtoMessage() {}
 
 func (x *AdminTls) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[4]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -384,7 +850,7 @@ func (x *AdminTls) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminTls.ProtoReflect.Descriptor instead.
 func (*AdminTls) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{4}
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *AdminTls) GetCertificate() string {
@@ -408,6 +874,13 @@ func (x *AdminTls) GetClientCa() string {
 	return ""
 }
 
+func (x *AdminTls) GetClientCrl() []string {
+	if x != nil {
+		return x.ClientCrl
+	}
+	return nil
+}
+
 // Store says where replicas share tokens.
 type Store struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -422,7 +895,7 @@ type Store struct {
 
 func (x *Store) Reset() {
 	*x = Store{}
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[5]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -434,7 +907,7 @@ func (x *Store) String() string {
 func (*Store) ProtoMessage() {}
 
 func (x *Store) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[5]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -447,7 +920,7 @@ func (x *Store) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Store.ProtoReflect.Descriptor instead.
 func (*Store) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{5}
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Store) GetRedis() *Redis {
@@ -490,7 +963,7 @@ type Redis struct {
 
 func (x *Redis) Reset() {
 	*x = Redis{}
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[6]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -502,7 +975,7 @@ func (x *Redis) String() string {
 func (*Redis) ProtoMessage() {}
 
 func (x *Redis) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[6]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -515,7 +988,7 @@ func (x *Redis) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redis.ProtoReflect.Descriptor instead.
 func (*Redis) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{6}
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Redis) GetAddresses() []string {
@@ -584,7 +1057,7 @@ type RedisTls struct {
 
 func (x *RedisTls) Reset() {
 	*x = RedisTls{}
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[7]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -596,7 +1069,7 @@ func (x *RedisTls) String() string {
 func (*RedisTls) ProtoMessage() {}
 
 func (x *RedisTls) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[7]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -609,7 +1082,7 @@ func (x *RedisTls) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedisTls.ProtoReflect.Descriptor instead.
 func (*RedisTls) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{7}
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RedisTls) GetCa() string {
@@ -657,7 +1130,7 @@ type Secret struct {
 
 func (x *Secret) Reset() {
 	*x = Secret{}
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[8]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -669,7 +1142,7 @@ func (x *Secret) String() string {
 func (*Secret) ProtoMessage() {}
 
 func (x *Secret) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[8]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -682,7 +1155,7 @@ func (x *Secret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Secret.ProtoReflect.Descriptor instead.
 func (*Secret) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{8}
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Secret) GetSource() isSecret_Source {
@@ -791,7 +1264,7 @@ type Profile struct {
 
 func (x *Profile) Reset() {
 	*x = Profile{}
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[9]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -803,7 +1276,7 @@ func (x *Profile) String() string {
 func (*Profile) ProtoMessage() {}
 
 func (x *Profile) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[9]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -816,7 +1289,7 @@ func (x *Profile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Profile.ProtoReflect.Descriptor instead.
 func (*Profile) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{9}
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Profile) GetName() string {
@@ -966,7 +1439,7 @@ type Rotation struct {
 
 func (x *Rotation) Reset() {
 	*x = Rotation{}
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[10]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -978,7 +1451,7 @@ func (x *Rotation) String() string {
 func (*Rotation) ProtoMessage() {}
 
 func (x *Rotation) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[10]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -991,7 +1464,7 @@ func (x *Rotation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rotation.ProtoReflect.Descriptor instead.
 func (*Rotation) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{10}
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Rotation) GetOneTime() bool {
@@ -1031,7 +1504,7 @@ type SecretRotation struct {
 
 func (x *SecretRotation) Reset() {
 	*x = SecretRotation{}
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[11]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1043,7 +1516,7 @@ func (x *SecretRotation) String() string {
 func (*SecretRotation) ProtoMessage() {}
 
 func (x *SecretRotation) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[11]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1056,7 +1529,7 @@ func (x *SecretRotation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretRotation.ProtoReflect.Descriptor instead.
 func (*SecretRotation) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{11}
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SecretRotation) GetBeforeExpiry() *durationpb.Duration {
@@ -1089,7 +1562,7 @@ type ClientCredentials struct {
 
 func (x *ClientCredentials) Reset() {
 	*x = ClientCredentials{}
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[12]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1101,7 +1574,7 @@ func (x *ClientCredentials) String() string {
 func (*ClientCredentials) ProtoMessage() {}
 
 func (x *ClientCredentials) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[12]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1114,7 +1587,7 @@ func (x *ClientCredentials) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientCredentials.ProtoReflect.Descriptor instead.
 func (*ClientCredentials) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{12}
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{16}
 }
 
 // Password is the grant password.
@@ -1130,7 +1603,7 @@ type Password struct {
 
 func (x *Password) Reset() {
 	*x = Password{}
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[13]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1142,7 +1615,7 @@ func (x *Password) String() string {
 func (*Password) ProtoMessage() {}
 
 func (x *Password) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[13]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1155,7 +1628,7 @@ func (x *Password) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Password.ProtoReflect.Descriptor instead.
 func (*Password) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{13}
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Password) GetUsername() *Secret {
@@ -1184,7 +1657,7 @@ type AuthorizationCode struct {
 
 func (x *AuthorizationCode) Reset() {
 	*x = AuthorizationCode{}
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[14]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1196,7 +1669,7 @@ func (x *AuthorizationCode) String() string {
 func (*AuthorizationCode) ProtoMessage() {}
 
 func (x *AuthorizationCode) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[14]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1209,7 +1682,7 @@ func (x *AuthorizationCode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorizationCode.ProtoReflect.Descriptor instead.
 func (*AuthorizationCode) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{14}
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *AuthorizationCode) GetRedirectUrl() string {
@@ -1256,7 +1729,7 @@ type Vantage struct {
 
 func (x *Vantage) Reset() {
 	*x = Vantage{}
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[15]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1268,7 +1741,7 @@ func (x *Vantage) String() string {
 func (*Vantage) ProtoMessage() {}
 
 func (x *Vantage) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[15]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1281,7 +1754,7 @@ func (x *Vantage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Vantage.ProtoReflect.Descriptor instead.
 func (*Vantage) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{15}
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Vantage) GetRegion() string {
@@ -1456,7 +1929,7 @@ type SecureAuth struct {
 
 func (x *SecureAuth) Reset() {
 	*x = SecureAuth{}
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[16]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1468,7 +1941,7 @@ func (x *SecureAuth) String() string {
 func (*SecureAuth) ProtoMessage() {}
 
 func (x *SecureAuth) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[16]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1481,7 +1954,7 @@ func (x *SecureAuth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecureAuth.ProtoReflect.Descriptor instead.
 func (*SecureAuth) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{16}
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SecureAuth) GetIssuer() string {
@@ -1704,7 +2177,7 @@ type OAuth2 struct {
 
 func (x *OAuth2) Reset() {
 	*x = OAuth2{}
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[17]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1716,7 +2189,7 @@ func (x *OAuth2) String() string {
 func (*OAuth2) ProtoMessage() {}
 
 func (x *OAuth2) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[17]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1729,7 +2202,7 @@ func (x *OAuth2) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OAuth2.ProtoReflect.Descriptor instead.
 func (*OAuth2) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{17}
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *OAuth2) GetIssuer() string {
@@ -1909,19 +2382,24 @@ func (*OAuth2_AuthorizationCode) isOAuth2_Grant() {}
 type PolicyRule struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required. Who, at least one: "spiffe://..." for the URI in a client certificate, "dns:..." for a DNS name in it,
-	// "anonymous" for a caller on loopback without TLS. "*" stands for anything within one segment of a path.
+	// "k8s://CLUSTER/NAMESPACE/ACCOUNT" for a Kubernetes service account, "unix:uid:N" or "unix:gid:N" for a process of that user
+	// or group on a unix socket, "anonymous" for a caller on loopback without TLS. "*" stands for anything within one segment of
+	// a path, or one label of a DNS name; for user 0 it does not stand.
 	Callers []string `protobuf:"bytes,1,rep,name=callers,proto3" json:"callers,omitempty"`
 	// Required. The profiles, at least one: names, with "*" for any number of characters.
 	Profiles []string `protobuf:"bytes,2,rep,name=profiles,proto3" json:"profiles,omitempty"`
 	// Required. What they may do, at least one, no two alike: issue, refresh, watch, revoke, admin.
-	Allow         []string `protobuf:"bytes,3,rep,name=allow,proto3" json:"allow,omitempty"`
+	Allow []string `protobuf:"bytes,3,rep,name=allow,proto3" json:"allow,omitempty"`
+	// Optional. The scopes that tokens may be asked for, with "*" for any number of characters. A request that names no
+	// scopes asks for all of the profile's. Default: empty, whatever the profile has.
+	Scopes        []string `protobuf:"bytes,4,rep,name=scopes,proto3" json:"scopes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PolicyRule) Reset() {
 	*x = PolicyRule{}
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[18]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1933,7 +2411,7 @@ func (x *PolicyRule) String() string {
 func (*PolicyRule) ProtoMessage() {}
 
 func (x *PolicyRule) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[18]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1946,7 +2424,7 @@ func (x *PolicyRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyRule.ProtoReflect.Descriptor instead.
 func (*PolicyRule) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{18}
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PolicyRule) GetCallers() []string {
@@ -1970,6 +2448,13 @@ func (x *PolicyRule) GetAllow() []string {
 	return nil
 }
 
+func (x *PolicyRule) GetScopes() []string {
+	if x != nil {
+		return x.Scopes
+	}
+	return nil
+}
+
 // Log says what the broker writes about itself, to standard error.
 type Log struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1983,7 +2468,7 @@ type Log struct {
 
 func (x *Log) Reset() {
 	*x = Log{}
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[19]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1995,7 +2480,7 @@ func (x *Log) String() string {
 func (*Log) ProtoMessage() {}
 
 func (x *Log) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[19]
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2008,7 +2493,7 @@ func (x *Log) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Log.ProtoReflect.Descriptor instead.
 func (*Log) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{19}
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Log) GetLevel() string {
@@ -2025,46 +2510,365 @@ func (x *Log) GetFormat() string {
 	return ""
 }
 
+// Audit says where it is written who was given or denied what: one JSON object a line for each decision. Lines are buffered,
+// and no call waits for them to be written. Files are opened anew on SIGHUP, for tools that rotate them.
+type Audit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where lines go. At most one of these is set; none is standard output.
+	//
+	// Types that are valid to be assigned to Destination:
+	//
+	//	*Audit_File
+	//	*Audit_Stdout
+	//	*Audit_Syslog
+	//	*Audit_Disabled
+	Destination isAudit_Destination `protobuf_oneof:"destination"`
+	// Optional. What happens while lines cannot be written: "continue" answers calls and counts the lines that are lost; "refuse"
+	// answers no call that would hand out a token or change anything. Default: continue.
+	WhenUnwritable string `protobuf:"bytes,5,opt,name=when_unwritable,json=whenUnwritable,proto3" json:"when_unwritable,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Audit) Reset() {
+	*x = Audit{}
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Audit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Audit) ProtoMessage() {}
+
+func (x *Audit) ProtoReflect() protoreflect.Message {
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Audit.ProtoReflect.Descriptor instead.
+func (*Audit) Descriptor() ([]byte, []int) {
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Audit) GetDestination() isAudit_Destination {
+	if x != nil {
+		return x.Destination
+	}
+	return nil
+}
+
+func (x *Audit) GetFile() string {
+	if x != nil {
+		if x, ok := x.Destination.(*Audit_File); ok {
+			return x.File
+		}
+	}
+	return ""
+}
+
+func (x *Audit) GetStdout() *AuditStdout {
+	if x != nil {
+		if x, ok := x.Destination.(*Audit_Stdout); ok {
+			return x.Stdout
+		}
+	}
+	return nil
+}
+
+func (x *Audit) GetSyslog() *AuditSyslog {
+	if x != nil {
+		if x, ok := x.Destination.(*Audit_Syslog); ok {
+			return x.Syslog
+		}
+	}
+	return nil
+}
+
+func (x *Audit) GetDisabled() *AuditDisabled {
+	if x != nil {
+		if x, ok := x.Destination.(*Audit_Disabled); ok {
+			return x.Disabled
+		}
+	}
+	return nil
+}
+
+func (x *Audit) GetWhenUnwritable() string {
+	if x != nil {
+		return x.WhenUnwritable
+	}
+	return ""
+}
+
+type isAudit_Destination interface {
+	isAudit_Destination()
+}
+
+type Audit_File struct {
+	// Path of a file that lines are appended to. It is made, with mode 0640, if it is not there.
+	File string `protobuf:"bytes,1,opt,name=file,proto3,oneof"`
+}
+
+type Audit_Stdout struct {
+	// Standard output.
+	Stdout *AuditStdout `protobuf:"bytes,2,opt,name=stdout,proto3,oneof"`
+}
+
+type Audit_Syslog struct {
+	// A syslog server (RFC 5424).
+	Syslog *AuditSyslog `protobuf:"bytes,3,opt,name=syslog,proto3,oneof"`
+}
+
+type Audit_Disabled struct {
+	// Nowhere. "broker check" warns about it.
+	Disabled *AuditDisabled `protobuf:"bytes,4,opt,name=disabled,proto3,oneof"`
+}
+
+func (*Audit_File) isAudit_Destination() {}
+
+func (*Audit_Stdout) isAudit_Destination() {}
+
+func (*Audit_Syslog) isAudit_Destination() {}
+
+func (*Audit_Disabled) isAudit_Destination() {}
+
+// AuditStdout sends lines to standard output.
+type AuditStdout struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditStdout) Reset() {
+	*x = AuditStdout{}
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditStdout) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditStdout) ProtoMessage() {}
+
+func (x *AuditStdout) ProtoReflect() protoreflect.Message {
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditStdout.ProtoReflect.Descriptor instead.
+func (*AuditStdout) Descriptor() ([]byte, []int) {
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{25}
+}
+
+// AuditDisabled sends lines nowhere.
+type AuditDisabled struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditDisabled) Reset() {
+	*x = AuditDisabled{}
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditDisabled) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditDisabled) ProtoMessage() {}
+
+func (x *AuditDisabled) ProtoReflect() protoreflect.Message {
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditDisabled.ProtoReflect.Descriptor instead.
+func (*AuditDisabled) Descriptor() ([]byte, []int) {
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{26}
+}
+
+// AuditSyslog sends lines to a syslog server, each as the message of a RFC 5424 entry with severity informational.
+type AuditSyslog struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Optional. Where the server is: "unix:" and the path of its datagram socket, "udp:" or "tcp:" and host:port. Default:
+	// unix:/dev/log.
+	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	// Optional. The facility: auth, authpriv, daemon, user or local0 to local7. Default: authpriv.
+	Facility      string `protobuf:"bytes,2,opt,name=facility,proto3" json:"facility,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditSyslog) Reset() {
+	*x = AuditSyslog{}
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditSyslog) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditSyslog) ProtoMessage() {}
+
+func (x *AuditSyslog) ProtoReflect() protoreflect.Message {
+	mi := &file_tokenbroker_config_v1_config_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditSyslog.ProtoReflect.Descriptor instead.
+func (*AuditSyslog) Descriptor() ([]byte, []int) {
+	return file_tokenbroker_config_v1_config_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *AuditSyslog) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *AuditSyslog) GetFacility() string {
+	if x != nil {
+		return x.Facility
+	}
+	return ""
+}
+
 var File_tokenbroker_config_v1_config_proto protoreflect.FileDescriptor
 
 const file_tokenbroker_config_v1_config_proto_rawDesc = "" +
 	"\n" +
-	"\"tokenbroker/config/v1/config.proto\x12\x15tokenbroker.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\xe4\x02\n" +
+	"\"tokenbroker/config/v1/config.proto\x12\x15tokenbroker.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\x98\x03\n" +
 	"\x06Config\x125\n" +
 	"\x06server\x18\x01 \x01(\v2\x1d.tokenbroker.config.v1.ServerR\x06server\x122\n" +
 	"\x05admin\x18\x02 \x01(\v2\x1c.tokenbroker.config.v1.AdminR\x05admin\x122\n" +
 	"\x05store\x18\x03 \x01(\v2\x1c.tokenbroker.config.v1.StoreR\x05store\x12G\n" +
 	"\bprofiles\x18\x04 \x03(\v2\x1e.tokenbroker.config.v1.ProfileB\v\xbaH\b\x92\x01\x05\b\x01\x10\x90NR\bprofiles\x12D\n" +
 	"\x06policy\x18\x05 \x03(\v2!.tokenbroker.config.v1.PolicyRuleB\t\xbaH\x06\x92\x01\x03\x10\x90NR\x06policy\x12,\n" +
-	"\x03log\x18\x06 \x01(\v2\x1a.tokenbroker.config.v1.LogR\x03log\"\xa1\x04\n" +
+	"\x03log\x18\x06 \x01(\v2\x1a.tokenbroker.config.v1.LogR\x03log\x122\n" +
+	"\x05audit\x18\a \x01(\v2\x1c.tokenbroker.config.v1.AuditR\x05audit\"\x81\x06\n" +
 	"\x06Server\x12\xc4\x01\n" +
 	"\aaddress\x18\x01 \x01(\tB\xa9\x01\xbaH\xa5\x01\xba\x01\x9e\x01\n" +
 	"\x0eserver.address\x12Dmust be host:port, for example 0.0.0.0:7443, or unix:/path/of/socket\x1aFthis.matches(r'^(unix:.+|([^\\s:/]*|\\[[0-9A-Fa-f:.%]+\\]):[0-9]{1,5})$')\xd8\x01\x01R\aaddress\x122\n" +
 	"\x03tls\x18\x02 \x01(\v2 .tokenbroker.config.v1.ServerTlsR\x03tls\x12\x1e\n" +
 	"\n" +
 	"reflection\x18\x03 \x01(\bR\n" +
-	"reflection:\xfb\x01\xbaH\xf7\x01\x1a\xf4\x01\n" +
-	"\x13server.tls.required\x12jwithout tls the address must be loopback (127.0.0.1, [::1], localhost) or unix: add tls, or change address\x1aqhas(this.tls) || this.address == ''|| this.address.matches(r'^(unix:|localhost:|127(\\.[0-9]{1,3}){3}:|\\[::1\\]:)')\"\xc7\x01\n" +
-	"\tServerTls\x12-\n" +
-	"\vcertificate\x18\x01 \x01(\tB\v\xbaH\b\xc8\x01\x01r\x03\x18\x80 R\vcertificate\x12,\n" +
-	"\vprivate_key\x18\x02 \x01(\tB\v\xbaH\b\xc8\x01\x01r\x03\x18\x80 R\n" +
-	"privateKey\x12(\n" +
-	"\tclient_ca\x18\x03 \x01(\tB\v\xbaH\b\xc8\x01\x01r\x03\x18\x80 R\bclientCa\x123\n" +
+	"reflection\x12J\n" +
+	"\n" +
+	"forwarders\x18\x04 \x03(\v2 .tokenbroker.config.v1.ForwarderB\b\xbaH\x05\x92\x01\x02\x10dR\n" +
+	"forwarders\x12[\n" +
+	"\x10service_accounts\x18\x05 \x03(\v2&.tokenbroker.config.v1.ServiceAccountsB\b\xbaH\x05\x92\x01\x02\x10dR\x0fserviceAccounts\x125\n" +
+	"\x06limits\x18\x06 \x01(\v2\x1d.tokenbroker.config.v1.LimitsR\x06limits:\xfb\x01\xbaH\xf7\x01\x1a\xf4\x01\n" +
+	"\x13server.tls.required\x12jwithout tls the address must be loopback (127.0.0.1, [::1], localhost) or unix: add tls, or change address\x1aqhas(this.tls) || this.address == ''|| this.address.matches(r'^(unix:|localhost:|127(\\.[0-9]{1,3}){3}:|\\[::1\\]:)')\"\xb4\a\n" +
+	"\tServerTls\x12*\n" +
+	"\vcertificate\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\vcertificate\x12)\n" +
+	"\vprivate_key\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\n" +
+	"privateKey\x12%\n" +
+	"\tclient_ca\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\bclientCa\x123\n" +
 	"\vmin_version\x18\x04 \x01(\tB\x12\xbaH\x0f\xd8\x01\x01r\n" +
 	"R\x031.3R\x031.2R\n" +
-	"minVersion\"\xcb\x03\n" +
+	"minVersion\x122\n" +
+	"\n" +
+	"client_crl\x18\x05 \x03(\tB\x13\xbaH\x10\x92\x01\r\x10d\x18\x01\"\ar\x05\x10\x01\x18\x80 R\tclientCrl\x12E\n" +
+	"\fworkload_api\x18\x06 \x01(\v2\".tokenbroker.config.v1.WorkloadApiR\vworkloadApi:\xf8\x04\xbaH\xf4\x04\x1a\x93\x01\n" +
+	"\x16server.tls.certificate\x12Gcertificate is missing: add it, or take all of them from a workload_api\x1a0this.certificate != '' || has(this.workload_api)\x1a\x93\x01\n" +
+	"\x16server.tls.private_key\x12Gprivate_key is missing: add it, or take all of them from a workload_api\x1a0this.private_key != '' || has(this.workload_api)\x1a\x8d\x01\n" +
+	"\x14server.tls.client_ca\x12Eclient_ca is missing: add it, or take all of them from a workload_api\x1a.this.client_ca != '' || has(this.workload_api)\x1a\xb5\x01\n" +
+	"\x17server.tls.workload_api\x12Creplaces certificate, private_key and client_ca: remove them, or it\x1aU!has(this.workload_api) || this.certificate + this.private_key + this.client_ca == ''\"\xb1\x02\n" +
+	"\vWorkloadApi\x12\xd9\x01\n" +
+	"\aaddress\x18\x01 \x01(\tB\xbe\x01\xbaH\xba\x01\xba\x01\xb3\x01\n" +
+	"\x14workload_api.address\x12Xmust be the address of a Workload API, for example unix:/run/spire/agent/public/api.sock\x1aAthis.matches(r'^(unix:/.+|tcp://[0-9A-Fa-f.:\\[\\]]+:[0-9]{1,5})$')\xd8\x01\x01R\aaddress\x12F\n" +
+	"\rtrust_domains\x18\x02 \x03(\tB!\xbaH\x1e\x92\x01\x1b\x10d\x18\x01\"\x15r\x13\x18\xff\x012\x0e^[a-z0-9._-]+$R\ftrustDomains\"\xbf\x01\n" +
+	"\tForwarder\x122\n" +
+	"\x05peers\x18\x01 \x03(\tB\x1c\xbaH\x19\x92\x01\x16\b\x01\x10\xe8\a\"\x0fr\r\x18\x80\x102\b^[!-~]+$R\x05peers\x12H\n" +
+	"\x06header\x18\x02 \x01(\tB0\xbaH-\xc8\x01\x01r(R\x17x-forwarded-client-certR\rl5d-client-idR\x06header\x124\n" +
+	"\acallers\x18\x03 \x03(\tB\x1a\xbaH\x17\x92\x01\x14\x10\xe8\a\"\x0fr\r\x18\x80\x102\b^[!-~]+$R\acallers\"\xc7\x06\n" +
+	"\x0fServiceAccounts\x12I\n" +
+	"\acluster\x18\x01 \x01(\tB/\xbaH,\xc8\x01\x01r'2%^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$R\acluster\x12#\n" +
+	"\x06issuer\x18\x02 \x01(\tB\v\xbaH\b\xc8\x01\x01r\x03\x18\x80\x10R\x06issuer\x12'\n" +
+	"\baudience\x18\x03 \x01(\tB\v\xbaH\b\xc8\x01\x01r\x03\x18\x80\x10R\baudience\x12)\n" +
+	"\tjwks_file\x18\x04 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80 H\x00R\bjwksFile\x12'\n" +
+	"\bjwks_url\x18\x05 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x10H\x00R\ajwksUrl\x12\x18\n" +
+	"\x02ca\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x02ca\x12<\n" +
+	"\n" +
+	"jwks_token\x18\a \x01(\v2\x1d.tokenbroker.config.v1.SecretR\tjwksToken\x12r\n" +
+	"\n" +
+	"algorithms\x18\b \x03(\tBR\xbaHO\x92\x01L\x18\x01\"HrFR\x05RS256R\x05RS384R\x05RS512R\x05PS256R\x05PS384R\x05PS512R\x05ES256R\x05ES384R\x05ES512R\x05EdDSAR\n" +
+	"algorithms\x12O\n" +
+	"\fmax_lifetime\x18\t \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x04\b\x80\xa3\x052\x03\b\xac\x02R\vmaxLifetime:\xa1\x02\xbaH\x9d\x02\x1a\x7f\n" +
+	"\x15service_accounts.keys\x12;say where the cluster's keys are: set jwks_file or jwks_url\x1a)has(this.jwks_file) || has(this.jwks_url)\x1a\x99\x01\n" +
+	"\x19service_accounts.jwks_url\x12<ca and jwks_token are about jwks_url: set it, or remove them\x1a>has(this.jwks_url) || (this.ca == '' && !has(this.jwks_token))B\x06\n" +
+	"\x04keys\"\x80\x05\n" +
+	"\x06Limits\x12/\n" +
+	"\vcaller_rate\x18\x01 \x01(\rB\x0e\xbaH\v\xd8\x01\x01*\x06\x18\xc0\x84=(\x01R\n" +
+	"callerRate\x121\n" +
+	"\fcaller_calls\x18\x02 \x01(\rB\x0e\xbaH\v\xd8\x01\x01*\x06\x18\xc0\x84=(\x01R\vcallerCalls\x12$\n" +
+	"\x05calls\x18\x03 \x01(\rB\x0e\xbaH\v\xd8\x01\x01*\x06\x18\xc0\x84=(\x01R\x05calls\x120\n" +
+	"\vconnections\x18\x04 \x01(\rB\x0e\xbaH\v\xd8\x01\x01*\x06\x18\xc0\x84=(\x01R\vconnections\x12=\n" +
+	"\x12connection_streams\x18\x05 \x01(\rB\x0e\xbaH\v\xd8\x01\x01*\x06\x18\xa0\x8d\x06(\x01R\x11connectionStreams\x12R\n" +
+	"\x0econnection_age\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
+	"\"\x04\b\x80\xa3\x052\x02\b\n" +
+	"R\rconnectionAge\x12\\\n" +
+	"\x14connection_age_grace\x18\a \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\x90\x1c2\x02\b\x01R\x12connectionAgeGrace\x12O\n" +
+	"\rping_interval\x18\b \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\x90\x1c2\x02\b\x01R\fpingInterval\x12F\n" +
+	"\bdeadline\x18\t \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\xd8\x042\x02\b\x01R\bdeadline\x120\n" +
+	"\vheader_size\x18\n" +
+	" \x01(\rB\x0f\xbaH\f\xd8\x01\x01*\a\x18\x80\x80@(\x80\bR\n" +
+	"headerSize\"\xcb\x03\n" +
 	"\x05Admin\x12\xa1\x01\n" +
 	"\aaddress\x18\x01 \x01(\tB\x86\x01\xbaH\x82\x01\xba\x01|\n" +
 	"\radmin.address\x12-must be host:port, for example 127.0.0.1:7444\x1a<this.matches(r'^([^\\s:/]*|\\[[0-9A-Fa-f:.%]+\\]):[0-9]{1,5}$')\xd8\x01\x01R\aaddress\x121\n" +
 	"\x03tls\x18\x02 \x01(\v2\x1f.tokenbroker.config.v1.AdminTlsR\x03tls\x12@\n" +
 	"\fbearer_token\x18\x03 \x01(\v2\x1d.tokenbroker.config.v1.SecretR\vbearerToken\x12\xa8\x01\n" +
 	"\x03url\x18\x04 \x01(\tB\x95\x01\xbaH\x91\x01\xba\x01\x85\x01\n" +
-	"\tadmin.url\x12Nmust be http:// or https:// and a host, for example https://broker.example.com\x1a(this.matches(r'^https?://[^\\s/?#@]+/?$')\xd8\x01\x01r\x03\x18\x80\x10R\x03url\"\x8e\x01\n" +
+	"\tadmin.url\x12Nmust be http:// or https:// and a host, for example https://broker.example.com\x1a(this.matches(r'^https?://[^\\s/?#@]+/?$')\xd8\x01\x01r\x03\x18\x80\x10R\x03url\"\xc2\x01\n" +
 	"\bAdminTls\x12-\n" +
 	"\vcertificate\x18\x01 \x01(\tB\v\xbaH\b\xc8\x01\x01r\x03\x18\x80 R\vcertificate\x12,\n" +
 	"\vprivate_key\x18\x02 \x01(\tB\v\xbaH\b\xc8\x01\x01r\x03\x18\x80 R\n" +
 	"privateKey\x12%\n" +
-	"\tclient_ca\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\bclientCa\"\x97\x01\n" +
+	"\tclient_ca\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\bclientCa\x122\n" +
+	"\n" +
+	"client_crl\x18\x04 \x03(\tB\x13\xbaH\x10\x92\x01\r\x10d\x18\x01\"\ar\x05\x10\x01\x18\x80 R\tclientCrl\"\x97\x01\n" +
 	"\x05Store\x12:\n" +
 	"\x05redis\x18\x01 \x01(\v2\x1c.tokenbroker.config.v1.RedisB\x06\xbaH\x03\xc8\x01\x01R\x05redis\x12R\n" +
 	"\x11encryption_keyset\x18\x02 \x01(\v2\x1d.tokenbroker.config.v1.SecretB\x06\xbaH\x03\xc8\x01\x01R\x10encryptionKeyset\"\xff\x04\n" +
@@ -2223,15 +3027,30 @@ const file_tokenbroker_config_v1_config_proto_rawDesc = "" +
 	"\x1doauth2.authorization_url.http\x12xauthorization_url uses http:// for a host that is not loopback: use https://, or set allow_insecure_http: true beside it\x1a\xae\x01this.allow_insecure_http || !this.authorization_url.startsWith('http://')|| this.authorization_url.matches(r'^http://(localhost|127(\\.[0-9]{1,3}){3}|\\[::1\\])(:[0-9]+)?(/|$)')\x1a\xbe\x02\n" +
 	"\x1aoauth2.revocation_url.http\x12urevocation_url uses http:// for a host that is not loopback: use https://, or set allow_insecure_http: true beside it\x1a\xa8\x01this.allow_insecure_http || !this.revocation_url.startsWith('http://')|| this.revocation_url.matches(r'^http://(localhost|127(\\.[0-9]{1,3}){3}|\\[::1\\])(:[0-9]+)?(/|$)')\x1a\xbb\x01\n" +
 	"\foauth2.grant\x12Wsay how tokens are obtained: add client_credentials: {}, password or authorization_code\x1aRhas(this.client_credentials) || has(this.password) || has(this.authorization_code)B\a\n" +
-	"\x05grant\"\xd3\x01\n" +
+	"\x05grant\"\x8d\x02\n" +
 	"\n" +
 	"PolicyRule\x126\n" +
 	"\acallers\x18\x01 \x03(\tB\x1c\xbaH\x19\x92\x01\x16\b\x01\x10\xe8\a\"\x0fr\r\x18\x80\x102\b^[!-~]+$R\acallers\x12A\n" +
 	"\bprofiles\x18\x02 \x03(\tB%\xbaH\"\x92\x01\x1f\b\x01\x10\xe8\a\"\x18r\x162\x14^[a-z0-9._*-]{1,64}$R\bprofiles\x12J\n" +
-	"\x05allow\x18\x03 \x03(\tB4\xbaH1\x92\x01.\b\x01\x18\x01\"(r&R\x05issueR\arefreshR\x05watchR\x06revokeR\x05adminR\x05allow\"m\n" +
+	"\x05allow\x18\x03 \x03(\tB4\xbaH1\x92\x01.\b\x01\x18\x01\"(r&R\x05issueR\arefreshR\x05watchR\x06revokeR\x05adminR\x05allow\x128\n" +
+	"\x06scopes\x18\x04 \x03(\tB \xbaH\x1d\x92\x01\x1a\x10\xe8\a\"\x15r\x13\x18\x80\x022\x0e^[!#-\\[\\]-~]+$R\x06scopes\"m\n" +
 	"\x03Log\x128\n" +
 	"\x05level\x18\x01 \x01(\tB\"\xbaH\x1f\xd8\x01\x01r\x1aR\x05debugR\x04infoR\x04warnR\x05errorR\x05level\x12,\n" +
-	"\x06format\x18\x02 \x01(\tB\x14\xbaH\x11\xd8\x01\x01r\fR\x04jsonR\x04textR\x06formatBGZEgithub.com/tokenbroker/tokenbroker/gen/tokenbroker/config/v1;configv1b\x06proto3"
+	"\x06format\x18\x02 \x01(\tB\x14\xbaH\x11\xd8\x01\x01r\fR\x04jsonR\x04textR\x06format\"\xbd\x02\n" +
+	"\x05Audit\x12 \n" +
+	"\x04file\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80 H\x00R\x04file\x12<\n" +
+	"\x06stdout\x18\x02 \x01(\v2\".tokenbroker.config.v1.AuditStdoutH\x00R\x06stdout\x12<\n" +
+	"\x06syslog\x18\x03 \x01(\v2\".tokenbroker.config.v1.AuditSyslogH\x00R\x06syslog\x12B\n" +
+	"\bdisabled\x18\x04 \x01(\v2$.tokenbroker.config.v1.AuditDisabledH\x00R\bdisabled\x12C\n" +
+	"\x0fwhen_unwritable\x18\x05 \x01(\tB\x1a\xbaH\x17\xd8\x01\x01r\x12R\bcontinueR\x06refuseR\x0ewhenUnwritableB\r\n" +
+	"\vdestination\"\r\n" +
+	"\vAuditStdout\"\x0f\n" +
+	"\rAuditDisabled\"\xee\x02\n" +
+	"\vAuditSyslog\x12\xd9\x01\n" +
+	"\aaddress\x18\x01 \x01(\tB\xbe\x01\xbaH\xba\x01\xba\x01\xb3\x01\n" +
+	"\x0esyslog.address\x12Mmust be unix:/path, udp:host:port or tcp:host:port, for example unix:/dev/log\x1aRthis.matches(r'^(unix:/.+|(udp|tcp):([^\\s:/@]+|\\[[0-9A-Fa-f:.%]+\\]):[0-9]{1,5})$')\xd8\x01\x01R\aaddress\x12\x82\x01\n" +
+	"\bfacility\x18\x02 \x01(\tBf\xbaHc\xd8\x01\x01r^R\x04authR\bauthprivR\x06daemonR\x04userR\x06local0R\x06local1R\x06local2R\x06local3R\x06local4R\x06local5R\x06local6R\x06local7R\bfacilityBGZEgithub.com/tokenbroker/tokenbroker/gen/tokenbroker/config/v1;configv1b\x06proto3"
 
 var (
 	file_tokenbroker_config_v1_config_proto_rawDescOnce sync.Once
@@ -2245,84 +3064,106 @@ func file_tokenbroker_config_v1_config_proto_rawDescGZIP() []byte {
 	return file_tokenbroker_config_v1_config_proto_rawDescData
 }
 
-var file_tokenbroker_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_tokenbroker_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_tokenbroker_config_v1_config_proto_goTypes = []any{
 	(*Config)(nil),              // 0: tokenbroker.config.v1.Config
 	(*Server)(nil),              // 1: tokenbroker.config.v1.Server
 	(*ServerTls)(nil),           // 2: tokenbroker.config.v1.ServerTls
-	(*Admin)(nil),               // 3: tokenbroker.config.v1.Admin
-	(*AdminTls)(nil),            // 4: tokenbroker.config.v1.AdminTls
-	(*Store)(nil),               // 5: tokenbroker.config.v1.Store
-	(*Redis)(nil),               // 6: tokenbroker.config.v1.Redis
-	(*RedisTls)(nil),            // 7: tokenbroker.config.v1.RedisTls
-	(*Secret)(nil),              // 8: tokenbroker.config.v1.Secret
-	(*Profile)(nil),             // 9: tokenbroker.config.v1.Profile
-	(*Rotation)(nil),            // 10: tokenbroker.config.v1.Rotation
-	(*SecretRotation)(nil),      // 11: tokenbroker.config.v1.SecretRotation
-	(*ClientCredentials)(nil),   // 12: tokenbroker.config.v1.ClientCredentials
-	(*Password)(nil),            // 13: tokenbroker.config.v1.Password
-	(*AuthorizationCode)(nil),   // 14: tokenbroker.config.v1.AuthorizationCode
-	(*Vantage)(nil),             // 15: tokenbroker.config.v1.Vantage
-	(*SecureAuth)(nil),          // 16: tokenbroker.config.v1.SecureAuth
-	(*OAuth2)(nil),              // 17: tokenbroker.config.v1.OAuth2
-	(*PolicyRule)(nil),          // 18: tokenbroker.config.v1.PolicyRule
-	(*Log)(nil),                 // 19: tokenbroker.config.v1.Log
-	nil,                         // 20: tokenbroker.config.v1.OAuth2.ExtraParametersEntry
-	(*durationpb.Duration)(nil), // 21: google.protobuf.Duration
+	(*WorkloadApi)(nil),         // 3: tokenbroker.config.v1.WorkloadApi
+	(*Forwarder)(nil),           // 4: tokenbroker.config.v1.Forwarder
+	(*ServiceAccounts)(nil),     // 5: tokenbroker.config.v1.ServiceAccounts
+	(*Limits)(nil),              // 6: tokenbroker.config.v1.Limits
+	(*Admin)(nil),               // 7: tokenbroker.config.v1.Admin
+	(*AdminTls)(nil),            // 8: tokenbroker.config.v1.AdminTls
+	(*Store)(nil),               // 9: tokenbroker.config.v1.Store
+	(*Redis)(nil),               // 10: tokenbroker.config.v1.Redis
+	(*RedisTls)(nil),            // 11: tokenbroker.config.v1.RedisTls
+	(*Secret)(nil),              // 12: tokenbroker.config.v1.Secret
+	(*Profile)(nil),             // 13: tokenbroker.config.v1.Profile
+	(*Rotation)(nil),            // 14: tokenbroker.config.v1.Rotation
+	(*SecretRotation)(nil),      // 15: tokenbroker.config.v1.SecretRotation
+	(*ClientCredentials)(nil),   // 16: tokenbroker.config.v1.ClientCredentials
+	(*Password)(nil),            // 17: tokenbroker.config.v1.Password
+	(*AuthorizationCode)(nil),   // 18: tokenbroker.config.v1.AuthorizationCode
+	(*Vantage)(nil),             // 19: tokenbroker.config.v1.Vantage
+	(*SecureAuth)(nil),          // 20: tokenbroker.config.v1.SecureAuth
+	(*OAuth2)(nil),              // 21: tokenbroker.config.v1.OAuth2
+	(*PolicyRule)(nil),          // 22: tokenbroker.config.v1.PolicyRule
+	(*Log)(nil),                 // 23: tokenbroker.config.v1.Log
+	(*Audit)(nil),               // 24: tokenbroker.config.v1.Audit
+	(*AuditStdout)(nil),         // 25: tokenbroker.config.v1.AuditStdout
+	(*AuditDisabled)(nil),       // 26: tokenbroker.config.v1.AuditDisabled
+	(*AuditSyslog)(nil),         // 27: tokenbroker.config.v1.AuditSyslog
+	nil,                         // 28: tokenbroker.config.v1.OAuth2.ExtraParametersEntry
+	(*durationpb.Duration)(nil), // 29: google.protobuf.Duration
 }
 var file_tokenbroker_config_v1_config_proto_depIdxs = []int32{
 	1,  // 0: tokenbroker.config.v1.Config.server:type_name -> tokenbroker.config.v1.Server
-	3,  // 1: tokenbroker.config.v1.Config.admin:type_name -> tokenbroker.config.v1.Admin
-	5,  // 2: tokenbroker.config.v1.Config.store:type_name -> tokenbroker.config.v1.Store
-	9,  // 3: tokenbroker.config.v1.Config.profiles:type_name -> tokenbroker.config.v1.Profile
-	18, // 4: tokenbroker.config.v1.Config.policy:type_name -> tokenbroker.config.v1.PolicyRule
-	19, // 5: tokenbroker.config.v1.Config.log:type_name -> tokenbroker.config.v1.Log
-	2,  // 6: tokenbroker.config.v1.Server.tls:type_name -> tokenbroker.config.v1.ServerTls
-	4,  // 7: tokenbroker.config.v1.Admin.tls:type_name -> tokenbroker.config.v1.AdminTls
-	8,  // 8: tokenbroker.config.v1.Admin.bearer_token:type_name -> tokenbroker.config.v1.Secret
-	6,  // 9: tokenbroker.config.v1.Store.redis:type_name -> tokenbroker.config.v1.Redis
-	8,  // 10: tokenbroker.config.v1.Store.encryption_keyset:type_name -> tokenbroker.config.v1.Secret
-	8,  // 11: tokenbroker.config.v1.Redis.password:type_name -> tokenbroker.config.v1.Secret
-	7,  // 12: tokenbroker.config.v1.Redis.tls:type_name -> tokenbroker.config.v1.RedisTls
-	21, // 13: tokenbroker.config.v1.Redis.lease:type_name -> google.protobuf.Duration
-	15, // 14: tokenbroker.config.v1.Profile.vantage:type_name -> tokenbroker.config.v1.Vantage
-	16, // 15: tokenbroker.config.v1.Profile.secureauth:type_name -> tokenbroker.config.v1.SecureAuth
-	17, // 16: tokenbroker.config.v1.Profile.oauth2:type_name -> tokenbroker.config.v1.OAuth2
-	21, // 17: tokenbroker.config.v1.Profile.default_lifetime:type_name -> google.protobuf.Duration
-	21, // 18: tokenbroker.config.v1.Profile.max_token_age:type_name -> google.protobuf.Duration
-	21, // 19: tokenbroker.config.v1.Profile.timeout:type_name -> google.protobuf.Duration
-	21, // 20: tokenbroker.config.v1.Profile.rejected_retry:type_name -> google.protobuf.Duration
-	10, // 21: tokenbroker.config.v1.Profile.rotation:type_name -> tokenbroker.config.v1.Rotation
-	11, // 22: tokenbroker.config.v1.Profile.secret_rotation:type_name -> tokenbroker.config.v1.SecretRotation
-	21, // 23: tokenbroker.config.v1.Rotation.grace:type_name -> google.protobuf.Duration
-	21, // 24: tokenbroker.config.v1.Rotation.lifetime:type_name -> google.protobuf.Duration
-	21, // 25: tokenbroker.config.v1.SecretRotation.before_expiry:type_name -> google.protobuf.Duration
-	21, // 26: tokenbroker.config.v1.SecretRotation.lifetime:type_name -> google.protobuf.Duration
-	8,  // 27: tokenbroker.config.v1.Password.username:type_name -> tokenbroker.config.v1.Secret
-	8,  // 28: tokenbroker.config.v1.Password.password:type_name -> tokenbroker.config.v1.Secret
-	8,  // 29: tokenbroker.config.v1.Vantage.client_secret:type_name -> tokenbroker.config.v1.Secret
-	8,  // 30: tokenbroker.config.v1.Vantage.client_secrets:type_name -> tokenbroker.config.v1.Secret
-	12, // 31: tokenbroker.config.v1.Vantage.client_credentials:type_name -> tokenbroker.config.v1.ClientCredentials
-	13, // 32: tokenbroker.config.v1.Vantage.password:type_name -> tokenbroker.config.v1.Password
-	14, // 33: tokenbroker.config.v1.Vantage.authorization_code:type_name -> tokenbroker.config.v1.AuthorizationCode
-	8,  // 34: tokenbroker.config.v1.SecureAuth.client_secret:type_name -> tokenbroker.config.v1.Secret
-	8,  // 35: tokenbroker.config.v1.SecureAuth.client_secrets:type_name -> tokenbroker.config.v1.Secret
-	8,  // 36: tokenbroker.config.v1.SecureAuth.private_key:type_name -> tokenbroker.config.v1.Secret
-	12, // 37: tokenbroker.config.v1.SecureAuth.client_credentials:type_name -> tokenbroker.config.v1.ClientCredentials
-	13, // 38: tokenbroker.config.v1.SecureAuth.password:type_name -> tokenbroker.config.v1.Password
-	14, // 39: tokenbroker.config.v1.SecureAuth.authorization_code:type_name -> tokenbroker.config.v1.AuthorizationCode
-	8,  // 40: tokenbroker.config.v1.OAuth2.client_secret:type_name -> tokenbroker.config.v1.Secret
-	8,  // 41: tokenbroker.config.v1.OAuth2.client_secrets:type_name -> tokenbroker.config.v1.Secret
-	8,  // 42: tokenbroker.config.v1.OAuth2.private_key:type_name -> tokenbroker.config.v1.Secret
-	20, // 43: tokenbroker.config.v1.OAuth2.extra_parameters:type_name -> tokenbroker.config.v1.OAuth2.ExtraParametersEntry
-	12, // 44: tokenbroker.config.v1.OAuth2.client_credentials:type_name -> tokenbroker.config.v1.ClientCredentials
-	13, // 45: tokenbroker.config.v1.OAuth2.password:type_name -> tokenbroker.config.v1.Password
-	14, // 46: tokenbroker.config.v1.OAuth2.authorization_code:type_name -> tokenbroker.config.v1.AuthorizationCode
-	47, // [47:47] is the sub-list for method output_type
-	47, // [47:47] is the sub-list for method input_type
-	47, // [47:47] is the sub-list for extension type_name
-	47, // [47:47] is the sub-list for extension extendee
-	0,  // [0:47] is the sub-list for field type_name
+	7,  // 1: tokenbroker.config.v1.Config.admin:type_name -> tokenbroker.config.v1.Admin
+	9,  // 2: tokenbroker.config.v1.Config.store:type_name -> tokenbroker.config.v1.Store
+	13, // 3: tokenbroker.config.v1.Config.profiles:type_name -> tokenbroker.config.v1.Profile
+	22, // 4: tokenbroker.config.v1.Config.policy:type_name -> tokenbroker.config.v1.PolicyRule
+	23, // 5: tokenbroker.config.v1.Config.log:type_name -> tokenbroker.config.v1.Log
+	24, // 6: tokenbroker.config.v1.Config.audit:type_name -> tokenbroker.config.v1.Audit
+	2,  // 7: tokenbroker.config.v1.Server.tls:type_name -> tokenbroker.config.v1.ServerTls
+	4,  // 8: tokenbroker.config.v1.Server.forwarders:type_name -> tokenbroker.config.v1.Forwarder
+	5,  // 9: tokenbroker.config.v1.Server.service_accounts:type_name -> tokenbroker.config.v1.ServiceAccounts
+	6,  // 10: tokenbroker.config.v1.Server.limits:type_name -> tokenbroker.config.v1.Limits
+	3,  // 11: tokenbroker.config.v1.ServerTls.workload_api:type_name -> tokenbroker.config.v1.WorkloadApi
+	12, // 12: tokenbroker.config.v1.ServiceAccounts.jwks_token:type_name -> tokenbroker.config.v1.Secret
+	29, // 13: tokenbroker.config.v1.ServiceAccounts.max_lifetime:type_name -> google.protobuf.Duration
+	29, // 14: tokenbroker.config.v1.Limits.connection_age:type_name -> google.protobuf.Duration
+	29, // 15: tokenbroker.config.v1.Limits.connection_age_grace:type_name -> google.protobuf.Duration
+	29, // 16: tokenbroker.config.v1.Limits.ping_interval:type_name -> google.protobuf.Duration
+	29, // 17: tokenbroker.config.v1.Limits.deadline:type_name -> google.protobuf.Duration
+	8,  // 18: tokenbroker.config.v1.Admin.tls:type_name -> tokenbroker.config.v1.AdminTls
+	12, // 19: tokenbroker.config.v1.Admin.bearer_token:type_name -> tokenbroker.config.v1.Secret
+	10, // 20: tokenbroker.config.v1.Store.redis:type_name -> tokenbroker.config.v1.Redis
+	12, // 21: tokenbroker.config.v1.Store.encryption_keyset:type_name -> tokenbroker.config.v1.Secret
+	12, // 22: tokenbroker.config.v1.Redis.password:type_name -> tokenbroker.config.v1.Secret
+	11, // 23: tokenbroker.config.v1.Redis.tls:type_name -> tokenbroker.config.v1.RedisTls
+	29, // 24: tokenbroker.config.v1.Redis.lease:type_name -> google.protobuf.Duration
+	19, // 25: tokenbroker.config.v1.Profile.vantage:type_name -> tokenbroker.config.v1.Vantage
+	20, // 26: tokenbroker.config.v1.Profile.secureauth:type_name -> tokenbroker.config.v1.SecureAuth
+	21, // 27: tokenbroker.config.v1.Profile.oauth2:type_name -> tokenbroker.config.v1.OAuth2
+	29, // 28: tokenbroker.config.v1.Profile.default_lifetime:type_name -> google.protobuf.Duration
+	29, // 29: tokenbroker.config.v1.Profile.max_token_age:type_name -> google.protobuf.Duration
+	29, // 30: tokenbroker.config.v1.Profile.timeout:type_name -> google.protobuf.Duration
+	29, // 31: tokenbroker.config.v1.Profile.rejected_retry:type_name -> google.protobuf.Duration
+	14, // 32: tokenbroker.config.v1.Profile.rotation:type_name -> tokenbroker.config.v1.Rotation
+	15, // 33: tokenbroker.config.v1.Profile.secret_rotation:type_name -> tokenbroker.config.v1.SecretRotation
+	29, // 34: tokenbroker.config.v1.Rotation.grace:type_name -> google.protobuf.Duration
+	29, // 35: tokenbroker.config.v1.Rotation.lifetime:type_name -> google.protobuf.Duration
+	29, // 36: tokenbroker.config.v1.SecretRotation.before_expiry:type_name -> google.protobuf.Duration
+	29, // 37: tokenbroker.config.v1.SecretRotation.lifetime:type_name -> google.protobuf.Duration
+	12, // 38: tokenbroker.config.v1.Password.username:type_name -> tokenbroker.config.v1.Secret
+	12, // 39: tokenbroker.config.v1.Password.password:type_name -> tokenbroker.config.v1.Secret
+	12, // 40: tokenbroker.config.v1.Vantage.client_secret:type_name -> tokenbroker.config.v1.Secret
+	12, // 41: tokenbroker.config.v1.Vantage.client_secrets:type_name -> tokenbroker.config.v1.Secret
+	16, // 42: tokenbroker.config.v1.Vantage.client_credentials:type_name -> tokenbroker.config.v1.ClientCredentials
+	17, // 43: tokenbroker.config.v1.Vantage.password:type_name -> tokenbroker.config.v1.Password
+	18, // 44: tokenbroker.config.v1.Vantage.authorization_code:type_name -> tokenbroker.config.v1.AuthorizationCode
+	12, // 45: tokenbroker.config.v1.SecureAuth.client_secret:type_name -> tokenbroker.config.v1.Secret
+	12, // 46: tokenbroker.config.v1.SecureAuth.client_secrets:type_name -> tokenbroker.config.v1.Secret
+	12, // 47: tokenbroker.config.v1.SecureAuth.private_key:type_name -> tokenbroker.config.v1.Secret
+	16, // 48: tokenbroker.config.v1.SecureAuth.client_credentials:type_name -> tokenbroker.config.v1.ClientCredentials
+	17, // 49: tokenbroker.config.v1.SecureAuth.password:type_name -> tokenbroker.config.v1.Password
+	18, // 50: tokenbroker.config.v1.SecureAuth.authorization_code:type_name -> tokenbroker.config.v1.AuthorizationCode
+	12, // 51: tokenbroker.config.v1.OAuth2.client_secret:type_name -> tokenbroker.config.v1.Secret
+	12, // 52: tokenbroker.config.v1.OAuth2.client_secrets:type_name -> tokenbroker.config.v1.Secret
+	12, // 53: tokenbroker.config.v1.OAuth2.private_key:type_name -> tokenbroker.config.v1.Secret
+	28, // 54: tokenbroker.config.v1.OAuth2.extra_parameters:type_name -> tokenbroker.config.v1.OAuth2.ExtraParametersEntry
+	16, // 55: tokenbroker.config.v1.OAuth2.client_credentials:type_name -> tokenbroker.config.v1.ClientCredentials
+	17, // 56: tokenbroker.config.v1.OAuth2.password:type_name -> tokenbroker.config.v1.Password
+	18, // 57: tokenbroker.config.v1.OAuth2.authorization_code:type_name -> tokenbroker.config.v1.AuthorizationCode
+	25, // 58: tokenbroker.config.v1.Audit.stdout:type_name -> tokenbroker.config.v1.AuditStdout
+	27, // 59: tokenbroker.config.v1.Audit.syslog:type_name -> tokenbroker.config.v1.AuditSyslog
+	26, // 60: tokenbroker.config.v1.Audit.disabled:type_name -> tokenbroker.config.v1.AuditDisabled
+	61, // [61:61] is the sub-list for method output_type
+	61, // [61:61] is the sub-list for method input_type
+	61, // [61:61] is the sub-list for extension type_name
+	61, // [61:61] is the sub-list for extension extendee
+	0,  // [0:61] is the sub-list for field type_name
 }
 
 func init() { file_tokenbroker_config_v1_config_proto_init() }
@@ -2330,31 +3171,41 @@ func file_tokenbroker_config_v1_config_proto_init() {
 	if File_tokenbroker_config_v1_config_proto != nil {
 		return
 	}
-	file_tokenbroker_config_v1_config_proto_msgTypes[8].OneofWrappers = []any{
+	file_tokenbroker_config_v1_config_proto_msgTypes[5].OneofWrappers = []any{
+		(*ServiceAccounts_JwksFile)(nil),
+		(*ServiceAccounts_JwksUrl)(nil),
+	}
+	file_tokenbroker_config_v1_config_proto_msgTypes[12].OneofWrappers = []any{
 		(*Secret_File)(nil),
 		(*Secret_Env)(nil),
 		(*Secret_Value)(nil),
 	}
-	file_tokenbroker_config_v1_config_proto_msgTypes[9].OneofWrappers = []any{
+	file_tokenbroker_config_v1_config_proto_msgTypes[13].OneofWrappers = []any{
 		(*Profile_Vantage)(nil),
 		(*Profile_Secureauth)(nil),
 		(*Profile_Oauth2)(nil),
 	}
-	file_tokenbroker_config_v1_config_proto_msgTypes[10].OneofWrappers = []any{}
-	file_tokenbroker_config_v1_config_proto_msgTypes[15].OneofWrappers = []any{
+	file_tokenbroker_config_v1_config_proto_msgTypes[14].OneofWrappers = []any{}
+	file_tokenbroker_config_v1_config_proto_msgTypes[19].OneofWrappers = []any{
 		(*Vantage_ClientCredentials)(nil),
 		(*Vantage_Password)(nil),
 		(*Vantage_AuthorizationCode)(nil),
 	}
-	file_tokenbroker_config_v1_config_proto_msgTypes[16].OneofWrappers = []any{
+	file_tokenbroker_config_v1_config_proto_msgTypes[20].OneofWrappers = []any{
 		(*SecureAuth_ClientCredentials)(nil),
 		(*SecureAuth_Password)(nil),
 		(*SecureAuth_AuthorizationCode)(nil),
 	}
-	file_tokenbroker_config_v1_config_proto_msgTypes[17].OneofWrappers = []any{
+	file_tokenbroker_config_v1_config_proto_msgTypes[21].OneofWrappers = []any{
 		(*OAuth2_ClientCredentials)(nil),
 		(*OAuth2_Password)(nil),
 		(*OAuth2_AuthorizationCode)(nil),
+	}
+	file_tokenbroker_config_v1_config_proto_msgTypes[24].OneofWrappers = []any{
+		(*Audit_File)(nil),
+		(*Audit_Stdout)(nil),
+		(*Audit_Syslog)(nil),
+		(*Audit_Disabled)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2362,7 +3213,7 @@ func file_tokenbroker_config_v1_config_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_tokenbroker_config_v1_config_proto_rawDesc), len(file_tokenbroker_config_v1_config_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   21,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
