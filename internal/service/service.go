@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"buf.build/go/protovalidate"
@@ -78,6 +79,7 @@ type Service struct {
 	validator protovalidate.Validator
 	health    *health.Server
 	access    *access.Authorizer
+	trust     atomic.Pointer[Trust]
 	audit     *audit.Log
 	calls     lastCalls
 
@@ -93,6 +95,8 @@ func New(o Options) (*Service, error) {
 		return nil, fmt.Errorf("compiling the rules of requests: %w", err)
 	}
 	s := &Service{broker: o.Broker, log: o.Logger, validator: validator, health: health.NewServer(), access: o.Authorizer, audit: o.Audit, leaving: make(chan struct{})}
+
+	s.SetTrust(Trust{})
 
 	// A panic is caught where the call can still be told about, and once more
 	// around all there is.
