@@ -16,7 +16,7 @@ type index struct {
 	literals map[string]*ruleSet
 
 	prefixes, suffixes keyed
-	pieces             [][]*glob // by pieceHash; nil if there are none
+	pieces             [][]placed // by pieceHash; nil if there are none
 	others             []*glob
 
 	// Only while it is built: the globs, in the order of the rules, and by
@@ -29,6 +29,12 @@ type index struct {
 type glob struct {
 	pattern string
 	rules   ruleSet
+}
+
+// placed is a glob under one of its pieces.
+type placed struct {
+	piece string
+	*glob
 }
 
 // keyed are globs by their beginnings, or by their ends.
@@ -90,19 +96,20 @@ func (g *glob) ends() (prefix, suffix string) {
 // placeByPiece puts a glob under the piece of it that fewest others are under.
 func (x *index) placeByPiece(g *glob) {
 	if x.pieces == nil {
-		x.pieces = make([][]*glob, pieceHashes)
+		x.pieces = make([][]placed, pieceHashes)
 	}
 	for size := longestPiece; size > 1; size-- {
-		best := -1
+		best, under := -1, ""
 		for part := range strings.SplitSeq(g.pattern, "*") {
 			for i := 0; i+size <= len(part); i++ {
-				if h := pieceHash(part[i : i+size]); best < 0 || len(x.pieces[h]) < len(x.pieces[best]) {
-					best = h
+				piece := part[i : i+size]
+				if h := pieceHash(piece); best < 0 || len(x.pieces[h]) < len(x.pieces[best]) {
+					best, under = h, piece
 				}
 			}
 		}
 		if best >= 0 {
-			x.pieces[best] = append(x.pieces[best], g)
+			x.pieces[best] = append(x.pieces[best], placed{under, g})
 			return
 		}
 	}
@@ -139,7 +146,7 @@ func (x *index) find(s string, bits []uint64) {
 	if x.pieces != nil {
 		for size := 2; size <= longestPiece; size++ {
 			for i := 0; i+size <= len(s); i++ {
-				x.try(x.pieces[pieceHash(s[i:i+size])], s, bits)
+				x.tryPieces(s[i:i+size], s, bits)
 			}
 		}
 	}
@@ -154,10 +161,18 @@ func (x *index) try(globs []*glob, s string, bits []uint64) {
 	}
 }
 
+func (x *index) tryPieces(piece, s string, bits []uint64) {
+	for _, g := range x.pieces[pieceHash(piece)] {
+		if g.piece == piece && x.matches(g.pattern, s) {
+			g.rules.into(bits)
+		}
+	}
+}
+
 // Globs that begin and end with "*" are found by pieces of so many letters.
 const (
 	longestPiece = 3
-	pieceHashes  = 1 << 12
+	pieceHashes  = 1 << 11
 )
 
 func pieceHash(piece string) int {
@@ -165,7 +180,7 @@ func pieceHash(piece string) int {
 	for i := range len(piece) {
 		h = h<<8 | uint32(piece[i])
 	}
-	return int(h * 0x9e3779b1 >> 20)
+	return int(h * 0x9e3779b1 >> 21)
 }
 
 // ruleSet is a set of rules: their numbers while they are few, ascending, then a
