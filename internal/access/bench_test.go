@@ -142,6 +142,30 @@ type asker struct {
 	profile string
 }
 
+// As many rules as a configuration may have.
+func TestDecideAmongManyRules(t *testing.T) {
+	for _, n := range []int{1_024, 1_025, 10_000, 10_241} {
+		rules := make([]access.Rule, n)
+		for i := range rules {
+			rules[i] = namedRule(always("dns:a"), numbered("p-%d", n), fmt.Sprintf("s-%d", i))(i)
+		}
+		p := mustPolicy(t, rules...)
+		c := &access.Caller{Name: "dns:a"}
+		for _, i := range []int{0, 63, 64, n - 1} {
+			profile, scopes := fmt.Sprintf("p-%d", i), []string{fmt.Sprintf("s-%d", i)}
+			if d := p.Decide(c, access.Issue, profile, scopes); d.Rule != i {
+				t.Errorf("%d rules: %d decides, want %d", n, d.Rule, i)
+			}
+			if d := p.Decide(c, access.Issue, profile, []string{"s"}); d.Allowed {
+				t.Errorf("%d rules: %d decides, want none", n, d.Rule)
+			}
+			if got := testing.AllocsPerRun(100, func() { kept = p.Decide(c, access.Issue, profile, scopes) }); got != 0 && n <= 10_000 && !raceEnabled {
+				t.Errorf("%d rules: %v allocations", n, got)
+			}
+		}
+	}
+}
+
 // build makes the policy and those who ask, and checks the decisions.
 func (s *shape) build(t testing.TB) (*access.Policy, []asker) {
 	t.Helper()

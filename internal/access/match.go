@@ -37,6 +37,19 @@ func isRoot(name string) bool { return name == "unix:uid:0" || name == "unix:gid
 // matchText is for names of profiles, and for scopes.
 func matchText(pattern, s string) bool { return match(pattern, s, 0) }
 
+// AnyScope reports whether one of the patterns matches one of the scopes: without
+// that a rule with these patterns allows no request for such scopes.
+func AnyScope(patterns, scopes []string) bool {
+	for _, pattern := range patterns {
+		for _, scope := range scopes {
+			if matchText(pattern, scope) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // match compares literally but for "*", which stands for any number of
 // characters other than the separator (zero: any at all). It takes time in
 // proportion to the product of both lengths at the most.

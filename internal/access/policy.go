@@ -151,11 +151,28 @@ func (p *Policy) Decide(c *Caller, op Operation, profile string, scopes []string
 	case g.rules == nil:
 		return Decision{Rule: NoRule}
 	}
-	var room [fewWords]uint64
-	found := inRoom(room[:], p.words)
+	if p.words <= fewWords {
+		var room [2 * fewWords]uint64
+		return p.decide(g, op, profile, scopes, room[:2*p.words])
+	}
+	return p.decideAmongMany(g, op, profile, scopes)
+}
+
+// decideAmongMany has a larger stack.
+func (p *Policy) decideAmongMany(g *grants, op Operation, profile string, scopes []string) Decision {
+	if p.words <= manyWords {
+		var room [2 * manyWords]uint64
+		return p.decide(g, op, profile, scopes, room[:2*p.words])
+	}
+	return p.decide(g, op, profile, scopes, make([]uint64, 2*p.words))
+}
+
+// decide works in a room for two sets, which are empty.
+func (p *Policy) decide(g *grants, op Operation, profile string, scopes []string, room []uint64) Decision {
+	found := room[:p.words]
 	p.covering(g, op, profile, found)
 	if op != Admin && anyBut(found, p.unlimited) {
-		p.limit(found, scopes)
+		p.limit(found, scopes, room[p.words:])
 	}
 	for i, word := range found {
 		if word != 0 {
@@ -165,17 +182,12 @@ func (p *Policy) Decide(c *Caller, op Operation, profile string, scopes []string
 	return Decision{Rule: NoRule}
 }
 
-// fewWords are enough for the sets of 10,240 rules, which is more than a
-// configuration may have.
-const fewWords = 160
-
-// inRoom returns an empty set, in the room if that is large enough.
-func inRoom(room []uint64, words int) []uint64 {
-	if words > len(room) {
-		return make([]uint64, words)
-	}
-	return room[:words]
-}
+// Sets of fewWords are for 1,024 rules, those of manyWords for 10,240, which is
+// more than a configuration may have.
+const (
+	fewWords  = 16
+	manyWords = 160
+)
 
 // covering puts into found, which is empty, the rules that allow op on the
 // profile, for some scopes at least.
@@ -187,16 +199,15 @@ func (p *Policy) covering(g *grants, op Operation, profile string, found []uint6
 	}
 }
 
-// limit leaves in found the rules that allow all of the scopes.
-func (p *Policy) limit(found []uint64, scopes []string) {
+// limit leaves in found the rules that allow all of the scopes. It needs another
+// set to work in.
+func (p *Policy) limit(found []uint64, scopes []string, with []uint64) {
 	if len(scopes) == 0 {
 		for i := range found {
 			found[i] &= p.unlimited[i]
 		}
 		return
 	}
-	var room [fewWords]uint64
-	with := inRoom(room[:], len(found))
 	for _, scope := range scopes {
 		copy(with, p.unlimited)
 		p.scopes.find(scope, with)
@@ -246,8 +257,7 @@ func (p *Policy) Allowing(c *Caller, op Operation, profile string) []Allowance {
 	case g.rules == nil:
 		return nil
 	}
-	var room [fewWords]uint64
-	rules := inRoom(room[:], p.words)
+	rules := make([]uint64, p.words)
 	p.covering(g, op, profile, rules)
 	var found []Allowance
 	for _, i := range numbers(rules) {
