@@ -201,3 +201,22 @@ func TestExplainedAndServed(t *testing.T) {
 	s.write("config.yaml", strings.Replace(withTLS, `"global.*"`, `"*"`, 1))
 	p.await("the new policy is in force", func() bool { return as("token", "invoices").status == 0 })
 }
+
+// The output that docs/policy.md shows is that of its first example.
+func TestExplanationInTheDocs(t *testing.T) {
+	t.Parallel()
+	docs := read(t, "../../docs/policy.md")
+	example := regexp.MustCompile("(?s)```yaml\n(policy:.*?)```").FindStringSubmatch(docs)
+	shown := regexp.MustCompile("(?s)```console\n\\$ broker (check .*?)\n(.*?)```").FindStringSubmatch(docs)
+	if example == nil || shown == nil {
+		t.Fatal("docs/policy.md has no example, or does not show what check says")
+	}
+	const profile = "  - {name: %, scopes: [invoices.read, invoices.write], vantage: {region: eu, client_id: c, client_secret: {file: secret}, client_credentials: {}}}\n"
+	s := newStage(t)
+	config := s.write("broker.yaml", "profiles:\n"+strings.ReplaceAll(profile, "%", "invoices")+strings.ReplaceAll(profile, "%", "a")+strings.ReplaceAll(profile, "%", "b")+example[1])
+	got := command(t, strings.Fields(strings.Replace(shown[1], "broker.yaml", config, 1))...)
+	_, answer, _ := strings.Cut(got.stdout, config+" is valid") // after the warnings
+	if "broker.yaml is valid"+answer != shown[2] {
+		t.Errorf("got\n%swant\n%s", got.stdout, shown[2])
+	}
+}

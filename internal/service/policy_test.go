@@ -258,7 +258,7 @@ func TestForbiddenAndUnknownProfilesHaveTheSameAnswer(t *testing.T) {
 func TestForbiddenAndUnknownProfilesTakeAsLong(t *testing.T) {
 	// The median hides what the machine does beside; what remains, and how
 	// much is enough to be seen, the control says.
-	const samples, bound = 301, 1.15
+	const samples, bound = 151, 1.15
 	for name, call := range forbiddenRig(t) {
 		if name == unwatched {
 			continue
