@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -239,65 +238,4 @@ func newLogger(w io.Writer, format string, level slog.Leveler) *slog.Logger {
 		return slog.New(slog.NewTextHandler(w, o))
 	}
 	return slog.New(slog.NewJSONHandler(w, o))
-}
-
-func newCheck() *cobra.Command {
-	var path, output string
-	cmd := &cobra.Command{
-		Use:   "check --config FILE",
-		Short: "Check a config, as serve would, without touching the network",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "text" && output != "json" {
-				return usageError{fmt.Errorf("--output %q: use text or json", output)}
-			}
-			return check(path, output, cmd.OutOrStdout())
-		},
-	}
-	configFlag(cmd, &path)
-	cmd.Flags().StringVar(&output, "output", "text", "text or json")
-	return cmd
-}
-
-// report is what check prints as JSON.
-type report struct {
-	Valid    bool            `json:"valid"`
-	Profiles int             `json:"profiles"`
-	Problems config.Problems `json:"problems"`
-	Warnings config.Problems `json:"warnings"`
-}
-
-func check(path, output string, w io.Writer) error {
-	r := report{Problems: config.Problems{}, Warnings: config.Problems{}}
-	c, err := config.Load(path, config.Options{})
-	if err == nil {
-		_, err = access.NewPolicy(c.Policy)
-	}
-	if err != nil {
-		if !errors.As(err, &r.Problems) {
-			r.Problems = config.Problems{{File: path, Message: err.Error()}}
-		}
-	} else {
-		r.Valid, r.Profiles, r.Warnings = true, len(c.Profiles), append(r.Warnings, c.Warnings...)
-	}
-	if output == "json" {
-		e := json.NewEncoder(w)
-		e.SetIndent("", "  ")
-		if err := e.Encode(r); err != nil {
-			return err
-		}
-	} else {
-		for _, p := range r.Problems {
-			fmt.Fprintln(w, p)
-		}
-		for _, p := range r.Warnings {
-			fmt.Fprintln(w, "warning:", p)
-		}
-		if r.Valid {
-			fmt.Fprintf(w, "%s is valid: %d profiles\n", path, r.Profiles)
-		}
-	}
-	if err != nil {
-		return alreadyTold{usageError{err}}
-	}
-	return nil
 }

@@ -122,6 +122,8 @@ func (s *server) configure(profiles []*broker.Profile, policy *access.Policy) {
 	// the stricter order is policy first.
 	s.access.Use(policy)
 	s.broker.Configure(profiles)
+	// Streams are judged anew, because their profiles' scopes may be others.
+	s.access.Use(policy)
 	s.metrics.Loaded()
 }
 

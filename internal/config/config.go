@@ -52,12 +52,23 @@ type Config struct {
 	// Policy rules, in the file's order. None means nothing for authenticated
 	// callers and everything for an anonymous one.
 	Policy []access.Rule
+	// Places of the policy's rules, in the same order.
+	Places []Place
 	// Files that were read, the configuration file among them: absolute paths,
 	// sorted. See [Loader.Watch].
 	Files []string
 	// Warnings are no reason to refuse the configuration, and worth telling
 	// people. In the file's order.
 	Warnings Problems
+}
+
+// Place is where something is in the configuration file.
+type Place struct {
+	// File as it was named to Load.
+	File string `json:"file"`
+	// Line and Column begin with 1.
+	Line   int `json:"line"`
+	Column int `json:"column"`
 }
 
 // Server says where callers reach the gRPC services, and how.

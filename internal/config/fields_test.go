@@ -129,6 +129,7 @@ var used = map[string]probe{
 	"policy.callers":                                   {profile + rule, "anonymous", "dns:x"},
 	"policy.profiles":                                  {profile + rule, "profiles: [p]", "profiles: ['*']"},
 	"policy.allow":                                     {profile + rule, "issue", "watch"},
+	"policy.scopes":                                    {profile + rule, "allow: [issue]", "allow: [issue], scopes: [a]"},
 	"log.level":                                        {profile, "", "log: {level: debug}\n"},
 	"log.format":                                       {profile, "", "log: {format: text}\n"},
 	"profiles.timeout" /* see TestTimeout */ :          {},
@@ -194,7 +195,7 @@ func usedByOthers() map[string]probe {
 // Fields that are yet to be used, by how their paths begin.
 var pending = []string{
 	"server.tls.client_crl", "server.tls.workload_api", "admin.tls.client_crl", "server.forwarders", "server.service_accounts",
-	"server.limits", "audit", "policy.scopes",
+	"server.limits", "audit",
 }
 
 // Every field of the schema is used.

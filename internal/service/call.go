@@ -40,6 +40,11 @@ type call struct {
 	id    string
 	trace string // trace id, 32 hex digits; empty if the caller has none
 
+	// The policy that judged the call last, and the scopes that it judged: the
+	// profile's own, if the caller names none.
+	policy *access.Policy
+	scopes []string
+
 	// outcome is what the handler found out about the call, for the audit log.
 	outcome outcome
 }

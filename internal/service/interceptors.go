@@ -115,7 +115,21 @@ func (s *Service) logFailure(ctx context.Context, method, id string, st *status.
 			attrs = append(attrs, slog.String("reason", e.Reason), slog.String("profile", e.Metadata["profile"]))
 		}
 	}
+	if k := callFrom(ctx); k != nil && k.policy != nil && (reasonOf(st) == string(reasonCallerDenied) || !k.outcome.decision.Allowed) {
+		attrs = append(attrs, slog.String("operation", k.outcome.operation.String()), slog.String("why", s.whyDenied(k)))
+	}
 	s.log.LogAttrs(ctx, level, "call failed", attrs...)
+}
+
+// whyDenied says to the log what the caller must not learn. It takes as long for a
+// profile that is forbidden as for one that does not exist.
+func (s *Service) whyDenied(c *call) string {
+	o := &c.outcome
+	why := c.policy.Explain(c.caller, o.operation, o.profile, c.scopes).Why
+	if !s.broker.Has(o.profile) {
+		why = "there is no such profile; if there were: " + why
+	}
+	return why
 }
 
 // admit lets calls of our services through whose caller is known. Health and
