@@ -32,6 +32,7 @@ import (
 	"github.com/tokenbroker/tokenbroker/internal/access"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/oauth"
+	"github.com/tokenbroker/tokenbroker/internal/serviceaccount"
 	"github.com/tokenbroker/tokenbroker/internal/store"
 )
 
@@ -71,6 +72,9 @@ type Server struct {
 	TLS *tls.Config
 	// Reflection says whether the schema is served.
 	Reflection bool
+	// ServiceAccounts are the Kubernetes clusters whose service account tokens
+	// prove who a caller is; none means that no token does.
+	ServiceAccounts []serviceaccount.Cluster
 }
 
 // Admin says where operators reach health, metrics and the console.

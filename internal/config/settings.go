@@ -33,6 +33,7 @@ func (l *load) server(message *configv1.Server) Server {
 	if message.GetTls() != nil {
 		s.TLS = l.serverTLS(message.GetTls())
 	}
+	s.ServiceAccounts = l.serviceAccounts(message.GetServiceAccounts())
 	const at = "server.address"
 	if l.tainted[at] {
 		return s
@@ -210,7 +211,7 @@ func (l *load) warnOfSilence(message *configv1.Config) {
 	switch {
 	case message.GetServer().GetTls() != nil && len(message.GetPolicy()) == 0:
 		l.warning("policy", "there is no rule, so nobody may do anything: add one that says which callers may use which profiles")
-	case message.GetServer().GetTls() == nil && len(message.GetPolicy()) > 0 && !namesAnonymous(message.GetPolicy()):
+	case message.GetServer().GetTls() == nil && len(message.GetServer().GetServiceAccounts()) == 0 && len(message.GetPolicy()) > 0 && !namesAnonymous(message.GetPolicy()):
 		l.warning("policy", "callers are anonymous without tls, and no rule names them, so nobody may do anything: add tls, or a rule for anonymous")
 	}
 }
