@@ -3,6 +3,8 @@ package serviceaccount
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -154,6 +156,9 @@ func (r *remote) fly(f *flight) {
 
 func (r *remote) get(ctx context.Context) (*Keys, error) {
 	data, err := r.fetch(ctx, r.source)
+	if authority := (x509.UnknownAuthorityError{}); errors.As(err, &authority) {
+		return nil, fmt.Errorf("%w; or name it in ca", err)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,17 @@
+package serviceaccount
+
+// Remember makes the Verifier remember no more tokens than that.
+func (v *Verifier) Remember(n int) { v.verified = newCache(n) }
+
+// Remembered is how many tokens the Verifier remembers.
+func (v *Verifier) Remembered() int {
+	v.verified.mu.RLock()
+	defer v.verified.mu.RUnlock()
+	n := len(v.verified.young)
+	for d := range v.verified.old {
+		if _, both := v.verified.young[d]; !both {
+			n++
+		}
+	}
+	return n
+}
