@@ -19,6 +19,8 @@ import (
 	"github.com/tokenbroker/tokenbroker/internal/access"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/config"
+	"github.com/tokenbroker/tokenbroker/internal/service"
+	"github.com/tokenbroker/tokenbroker/internal/serviceaccount"
 	"github.com/tokenbroker/tokenbroker/internal/store"
 )
 
@@ -83,6 +85,7 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	var accounts *serviceaccount.Verifier
 	apply := func(c *config.Config) error {
 		policy, err := access.NewPolicy(c.Policy)
 		if err != nil {
@@ -95,6 +98,8 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 		if c.Store != nil {
 			s.redis.Use(c.Store.Access)
 		}
+		accounts = serviceaccount.New(c.Server.ServiceAccounts, serviceaccount.Options{Logger: log, Previous: accounts})
+		s.service.SetTrust(service.Trust{ServiceAccounts: accounts})
 		s.configure(c.Profiles, policy)
 		for _, w := range c.Warnings {
 			log.Warn("config", "file", w.File, "line", w.Line, "column", w.Column, "path", w.Path, "warning", w.Message)
