@@ -85,7 +85,7 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	var accounts *serviceaccount.Verifier
+	var accounts *serviceaccount.Verifier // in force
 	apply := func(c *config.Config) error {
 		policy, err := access.NewPolicy(c.Policy)
 		if err != nil {
@@ -99,7 +99,7 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 			s.redis.Use(c.Store.Access)
 		}
 		accounts = serviceaccount.New(c.Server.ServiceAccounts, serviceaccount.Options{Logger: log, Previous: accounts})
-		s.service.SetTrust(service.Trust{ServiceAccounts: accounts})
+		s.service.SetTrust(trustOf(c, accounts))
 		s.configure(c.Profiles, policy)
 		for _, w := range c.Warnings {
 			log.Warn("config", "file", w.File, "line", w.Line, "column", w.Column, "path", w.Path, "warning", w.Message)
@@ -131,6 +131,16 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 	stop()
 	<-watched
 	return err
+}
+
+// trustOf is what a config says is to be believed of callers; accounts are those
+// of its clusters.
+func trustOf(c *config.Config, accounts *serviceaccount.Verifier) service.Trust {
+	t := service.Trust{Forwarders: c.Server.Forwarders}
+	if len(c.Server.ServiceAccounts) > 0 {
+		t.ServiceAccounts = accounts
+	}
+	return t
 }
 
 // reloader takes over changed configurations, one at a time.
