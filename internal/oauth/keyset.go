@@ -49,7 +49,8 @@ func keySetRequest(ctx context.Context, at *url.URL, bearer broker.Secret) *http
 		URL:    at,
 		Host:   at.Host,
 		Header: http.Header{
-			"Accept":          {"application/json"},
+			// An API server of Kubernetes answers 406 without the first one.
+			"Accept":          {"application/jwk-set+json, application/json"},
 			"Accept-Encoding": {"identity"},
 			"User-Agent":      {defaultUserAgent},
 		},

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -347,6 +348,10 @@ func TestKeysOverHTTPS(t *testing.T) {
 	a := newAPIServer(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet || r.URL.Path != "/openid/v1/jwks" || r.Header.Get("Authorization") != "Bearer reviewer-canary" {
 			t.Errorf("asked %s %s with %q", r.Method, r.URL, r.Header.Get("Authorization"))
+		}
+		if !slices.Contains(strings.Split(r.Header.Get("Accept"), ", "), "application/jwk-set+json") {
+			w.WriteHeader(http.StatusNotAcceptable) // as Kubernetes does
+			return
 		}
 		w.Header().Set("Content-Type", "application/jwk-set+json")
 		w.Write(body)
