@@ -15,3 +15,15 @@ func (v *Verifier) Remembered() int {
 	}
 	return n
 }
+
+// Occupy takes all turns to check a signature, until release.
+func (v *Verifier) Occupy() (release func()) {
+	for range cap(v.turns) {
+		v.turns <- struct{}{}
+	}
+	return func() {
+		for range cap(v.turns) {
+			<-v.turns
+		}
+	}
+}

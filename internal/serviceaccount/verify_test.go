@@ -403,6 +403,38 @@ func TestNoTime(t *testing.T) {
 	})
 }
 
+// While others' signatures are checked, tokens that are known and tokens that
+// need no check do not wait, and the rest no longer than they can.
+func TestTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := verifier(prod(t, rs256()))
+		known, fresh := rs256().sign(t, claims()), rs256().sign(t, but(claims(), map[string]any{"jti": "fresh"}))
+		accepted(t, v, known)
+		release := v.Occupy()
+		began := time.Now()
+		accepted(t, v, known)
+		refused(t, v, rs256().sign(t, but(claims(), map[string]any{"aud": "other"})), "another audience")
+		refused(t, v, key("rsa2", jose.RS256).sign(t, claims()), "a key that is not the cluster's")
+		if took := time.Since(began); took != 0 {
+			t.Errorf("it took %v", took)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := v.Verify(ctx, fresh)
+		if u := (*serviceaccount.Unavailable)(nil); !errors.As(err, &u) || time.Since(began) != time.Second {
+			t.Errorf("got %v after %v", err, time.Since(began))
+		}
+		go func() {
+			time.Sleep(time.Second)
+			release()
+		}()
+		accepted(t, v, fresh)
+		if took := time.Since(began); took != 2*time.Second {
+			t.Errorf("it took %v", took)
+		}
+	})
+}
+
 var sink *access.Caller
 
 func BenchmarkVerify(b *testing.B) {
