@@ -94,7 +94,7 @@ func (r *remote) find(ctx context.Context, id string) (key, *Keys, error) {
 		select {
 		case <-flight.done:
 		case <-ctx.Done():
-			return key{}, nil, &Unavailable{"the keys of cluster " + r.cluster + " have not come yet"}
+			return key{}, nil, &Unavailable{"its keys have not come yet"}
 		}
 		keys = r.keys.Load()
 		k, known = keys.find(id)
@@ -181,5 +181,5 @@ func (r *remote) failed(err error) {
 func (r *remote) why() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return "the keys of cluster " + r.cluster + " could not be fetched: " + r.failure
+	return "its keys could not be fetched: " + r.failure
 }

@@ -152,6 +152,29 @@ func TestKeysThatAreTakenAway(t *testing.T) {
 	}
 }
 
+// What is remembered goes with the key that it was verified by, and stays where
+// the keys have not changed.
+func TestRememberedTokensEndWithTheirKeys(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &published{set: set(t, es("one"))}
+		v := p.verifier(serviceaccount.Options{})
+		token := es("one").sign(t, claims())
+		first := accepted(t, v, token)
+
+		time.Sleep(10 * time.Second)
+		refused(t, v, es("two").sign(t, claims()), "a key that is not the cluster's")
+		p.want(t, 2, "for the first token and the unknown key")
+		if accepted(t, v, token) != first {
+			t.Error("forgotten though the keys are the same")
+		}
+
+		p.publish(set(t, es("two")), nil)
+		time.Sleep(10 * time.Second)
+		accepted(t, v, es("two").sign(t, claims()))
+		refused(t, v, token, "a key that is not the cluster's")
+	})
+}
+
 // A flood of tokens that name keys which do not exist is no flood of fetches,
 // and does not hold up those whose keys are known.
 func TestFloodOfUnknownKeys(t *testing.T) {
@@ -202,7 +225,7 @@ func TestServerThatIsDown(t *testing.T) {
 			t.Helper()
 			_, err := v.Verify(t.Context(), es("one").sign(t, claims()))
 			var u *serviceaccount.Unavailable
-			if !errors.As(err, &u) || err.Error() != "the keys of cluster prod could not be fetched: no route" {
+			if !errors.As(err, &u) || err.Error() != "by what is configured for cluster prod: its keys could not be fetched: no route" {
 				t.Fatalf("got %v", err)
 			}
 		}

@@ -30,6 +30,7 @@ package serviceaccount
 import (
 	"context"
 	"crypto/x509"
+	"fmt"
 	"log/slog"
 	"runtime"
 	"slices"
@@ -212,8 +213,16 @@ func (v *Verifier) verify(ctx context.Context, token string, now time.Time) (*en
 	if c == nil {
 		return nil, errIssuer
 	}
-	// What costs little comes first. None of it is believed before the
-	// signature is.
+	e, err := v.judge(ctx, c, t, now)
+	if err != nil {
+		return nil, fmt.Errorf("by what is configured for cluster %s: %w", c.name, err)
+	}
+	return e, nil
+}
+
+// judge holds a token to what its cluster accepts. What costs little comes
+// first, and none of it is believed before the signature is.
+func (v *Verifier) judge(ctx context.Context, c *cluster, t *token, now time.Time) (*entry, error) {
 	subject, err := c.check(t, now)
 	if err != nil {
 		return nil, err
