@@ -332,6 +332,20 @@ func TestKeysAreTakenOver(t *testing.T) {
 	})
 }
 
+// Who brings a new token for the keys need not wait until the old one would be
+// tried again.
+func TestNewTokenForTheKeysIsTriedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &published{err: errors.New("answered 401")}
+		was := p.verifier(serviceaccount.Options{})
+		if _, err := was.Verify(t.Context(), es("one").sign(t, claims())); err == nil {
+			t.Fatal("accepted without keys")
+		}
+		p.publish(set(t, es("one")), nil)
+		accepted(t, p.verifier(serviceaccount.Options{Previous: was}), es("one").sign(t, claims()))
+	})
+}
+
 // apiServer is a real HTTPS server with keys, which counts.
 type apiServer struct {
 	source  serviceaccount.Source
