@@ -54,7 +54,8 @@ func TestWhoMayKnowWhom(t *testing.T) {
 		"internal/vantage":          {"internal/broker", "internal/oauth"},
 		"internal/vantage/sandbox":  {},
 		"internal/secureauth":       {"internal/broker", "internal/oauth"},
-		"internal/config":           {"internal/access", "internal/audit", "internal/broker", "internal/oauth", "internal/secureauth", "internal/store", "internal/vantage", "gen/tokenbroker/config/v1"},
+		"internal/config":           {"internal/access", "internal/audit", "internal/broker", "internal/oauth", "internal/secureauth", "internal/serviceaccount", "internal/store", "internal/vantage", "gen/tokenbroker/config/v1"},
+		"internal/serviceaccount":   {"internal/access", "internal/broker", "internal/oauth"},
 		"internal/service":          {"internal/access", "internal/audit", "internal/broker", "gen/tokenbroker/v1"},
 		"internal/testca":           {},
 		"internal/testclock":        {},
@@ -92,14 +93,14 @@ func TestWhoMayKnowWhichLibrary(t *testing.T) {
 		"gopkg.in/yaml":               {"internal/config"},
 		"buf.build/go/protoyaml":      {"internal/config"},
 		"net/http":                    {"internal/oauth", "internal/vantage/sandbox", "internal/console", "cmd/broker"},
-		"github.com/go-jose/go-jose":  {"internal/oauth", "internal/vantage/sandbox"},
+		"github.com/go-jose/go-jose":  {"internal/oauth", "internal/serviceaccount", "internal/vantage/sandbox"},
 		"github.com/fsnotify":         {"internal/config"},
 		"github.com/spf13/cobra":      {"cmd/broker"},
 		"github.com/spiffe/go-spiffe": {"internal/access"},
 		"google.golang.org/protobuf":  {"internal/service", "internal/fleet", "internal/config", "cmd/broker", "gen/tokenbroker/v1", "gen/tokenbroker/config/v1"},
 		"github.com/prometheus":       {"internal/console", "internal/service", "cmd/broker"},
 		"github.com/chromedp":         {}, // tests only
-		"crypto/tls":                  {"internal/testca", "internal/testredis", "internal/oauth", "internal/store", "internal/config", "internal/service", "cmd/broker"},
+		"crypto/tls":                  {"internal/testca", "internal/testredis", "internal/oauth", "internal/serviceaccount", "internal/store", "internal/config", "internal/service", "cmd/broker"},
 	} {
 		for _, p := range packages(t) {
 			for _, i := range p.Imports {

@@ -19,6 +19,7 @@ import (
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/config"
 	"github.com/tokenbroker/tokenbroker/internal/service"
+	"github.com/tokenbroker/tokenbroker/internal/serviceaccount"
 	"github.com/tokenbroker/tokenbroker/internal/store"
 )
 
@@ -83,6 +84,7 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	var accounts *serviceaccount.Verifier // in force
 	apply := func(c *config.Config) error {
 		policy, err := access.NewPolicy(c.Policy)
 		if err != nil {
@@ -95,7 +97,8 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 		if c.Store != nil {
 			s.redis.Use(c.Store.Access)
 		}
-		s.service.SetTrust(trustOf(c))
+		accounts = serviceaccount.New(c.Server.ServiceAccounts, serviceaccount.Options{Logger: log, Previous: accounts})
+		s.service.SetTrust(trustOf(c, accounts))
 		s.configure(c.Profiles, policy)
 		for _, w := range c.Warnings {
 			log.Warn("config", "file", w.File, "line", w.Line, "column", w.Column, "path", w.Path, "warning", w.Message)
@@ -129,9 +132,14 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 	return err
 }
 
-// trustOf is what a config says is to be believed of callers.
-func trustOf(c *config.Config) service.Trust {
-	return service.Trust{Forwarders: c.Server.Forwarders}
+// trustOf is what a config says is to be believed of callers; accounts are those
+// of its clusters.
+func trustOf(c *config.Config, accounts *serviceaccount.Verifier) service.Trust {
+	t := service.Trust{Forwarders: c.Server.Forwarders}
+	if len(c.Server.ServiceAccounts) > 0 {
+		t.ServiceAccounts = accounts
+	}
+	return t
 }
 
 // reloader takes over changed configurations, one at a time.

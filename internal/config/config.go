@@ -32,6 +32,7 @@ import (
 	"github.com/tokenbroker/tokenbroker/internal/access"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/oauth"
+	"github.com/tokenbroker/tokenbroker/internal/serviceaccount"
 	"github.com/tokenbroker/tokenbroker/internal/store"
 )
 
@@ -86,6 +87,9 @@ type Server struct {
 	// Forwarders are the proxies that are believed about who is behind them;
 	// nil is none.
 	Forwarders *access.Forwarders
+	// ServiceAccounts are the Kubernetes clusters whose service account tokens
+	// prove who a caller is; none means that no token does.
+	ServiceAccounts []serviceaccount.Cluster
 }
 
 // Admin says where operators reach health, metrics and the console.

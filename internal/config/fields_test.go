@@ -54,6 +54,11 @@ const (
 	// The admin address with all that it can have.
 	adminPart = "admin: {address: 0.0.0.0:7444, tls: {certificate: $DIR/tls.crt, private_key: $DIR/tls.key, client_ca: $DIR/ca.crt}, bearer_token: {env: SECRET}}\n"
 
+	// Clusters whose keys are in a file, and at a URL.
+	clusterPart       = "server: {service_accounts: [{cluster: c, issuer: 'https://kube.example.com', audience: a, jwks_file: $DIR/jwks.json}]}\n"
+	remoteClusterPart = "server: {service_accounts: [{cluster: c, issuer: 'https://kube.example.com', audience: a, " +
+		"jwks_url: 'https://kube.example.com/jwks', ca: $DIR/ca.crt, jwks_token: {env: SECRET}}]}\n"
+
 	// A store, without and with all that TLS can have.
 	storePart = "store: {redis: {addresses: ['r:1'], password: {env: SECRET}}, encryption_keyset: {file: $DIR/keyset}}\n"
 	redisTLS  = "store: {redis: {addresses: ['r:1'], tls: {ca: $DIR/ca.crt, certificate: $DIR/tls.crt, private_key: $DIR/tls.key}}, encryption_keyset: {file: $DIR/keyset}}\n"
@@ -70,6 +75,17 @@ var used = map[string]probe{
 	"server.tls.client_ca":                             {profile + tlsPart, "$DIR/ca.crt", "$DIR/other/ca.crt"},
 	"server.tls.min_version":                           {profile + tlsPart, "tls: {", "tls: {min_version: 1.2, "},
 	"server.reflection":                                {profile, "", "server: {reflection: true}\n"},
+	"server.service_accounts.cluster":                  {profile + clusterPart, "cluster: c", "cluster: d"},
+	"server.service_accounts.issuer":                   {profile + clusterPart, "https://kube.example.com'", "https://other.example.com'"},
+	"server.service_accounts.audience":                 {profile + clusterPart, "audience: a", "audience: b"},
+	"server.service_accounts.jwks_file":                {profile + clusterPart, "$DIR/jwks.json", "$DIR/other/jwks.json"},
+	"server.service_accounts.jwks_url":                 {profile + remoteClusterPart, "/jwks", "/keys"},
+	"server.service_accounts.ca":                       {profile + remoteClusterPart, "$DIR/ca.crt", "$DIR/other/ca.crt"},
+	"server.service_accounts.jwks_token.file":          {profile + remoteClusterPart, "{env: SECRET}}", "{file: $DIR/secret}}"},
+	"server.service_accounts.jwks_token.env":           {profile + remoteClusterPart, "{env: SECRET}}", "{env: OTHER}}"},
+	"server.service_accounts.jwks_token.value":         {profile + remoteClusterPart, "{env: SECRET}}", "{value: s}}"},
+	"server.service_accounts.algorithms":               {profile + clusterPart, "audience: a", "audience: a, algorithms: [ES384]"},
+	"server.service_accounts.max_lifetime":             {profile + clusterPart, "audience: a", "audience: a, max_lifetime: 10m"},
 	"admin.address":                                    {profile, "", "admin: {address: 127.0.0.1:1}\n"},
 	"admin.url":                                        {profile, "", "admin: {url: 'https://broker.example.com'}\n"},
 	"admin.tls.certificate":                            {profile + adminPart, "$DIR/tls.crt", "$DIR/other/tls.crt"},
@@ -200,7 +216,7 @@ func usedByOthers() map[string]probe {
 
 // Fields that are yet to be used, by how their paths begin.
 var pending = []string{
-	"server.tls.client_crl", "server.tls.workload_api", "admin.tls.client_crl", "server.service_accounts",
+	"server.tls.client_crl", "server.tls.workload_api", "admin.tls.client_crl",
 	"server.limits", "audit",
 }
 
@@ -261,6 +277,9 @@ func TestUsedFieldsMakeADifference(t *testing.T) {
 	writeServerFiles(t, directory)
 	writeServerFiles(t, filepath.Join(directory, "other"))
 	write(t, filepath.Join(directory, "secret"), canary)
+	for _, name := range []string{"jwks.json", "other/jwks.json"} {
+		write(t, filepath.Join(directory, name), newKeySet(t, name))
+	}
 	for _, name := range []string{"keyset", "other/keyset"} {
 		write(t, filepath.Join(directory, name), newKeyset(t))
 	}
@@ -316,6 +335,16 @@ func describe(c *config.Config) string {
 	if c.Server.TLS != nil {
 		//lint:ignore SA1019 Subjects says too little of the system's authorities only.
 		fmt.Fprintln(&s, c.Server.TLS.MinVersion, c.Server.TLS.Certificates[0].Certificate, c.Server.TLS.ClientCAs.Subjects())
+	}
+	for _, k := range c.Server.ServiceAccounts {
+		fmt.Fprintln(&s, k.Name, k.Issuer, k.Audience, k.Algorithms, k.MaxLifetime)
+		if k.Keys != nil {
+			fmt.Fprintln(&s, k.Keys.IDs())
+		}
+		if k.Source != nil {
+			//lint:ignore SA1019 Subjects says too little of the system's authorities only.
+			fmt.Fprintln(&s, k.Source.URL, k.Source.CA.Subjects(), credential(k.Source.Token.Reveal()))
+		}
 	}
 	if c.Store != nil {
 		fmt.Fprintf(&s, "%+v %s %x\n", c.Store.Redis, credential(c.Store.Access.Password.Reveal()), c.Store.Access.Keyset.FingerprintKey())

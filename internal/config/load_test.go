@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -20,7 +21,7 @@ import (
 
 func TestDefaults(t *testing.T) {
 	c := mustParse(t, minimal)
-	if want := (config.Server{Network: "tcp", Address: "127.0.0.1:7443"}); c.Server != want {
+	if want := (config.Server{Network: "tcp", Address: "127.0.0.1:7443"}); !reflect.DeepEqual(c.Server, want) {
 		t.Errorf("got server %+v, want %+v", c.Server, want)
 	}
 	if c.Admin.Address != "127.0.0.1:7444" {
@@ -275,7 +276,7 @@ func TestAddresses(t *testing.T) {
 		"unix:///run/b.sock": {Network: "unix", Address: "/run/b.sock"},
 		"unix:b.sock":        {Network: "unix", Address: "/nowhere/b.sock"},
 	} {
-		if c := mustParse(t, minimal+"server: {address: "+address+"}\n"); c.Server != want {
+		if c := mustParse(t, minimal+"server: {address: "+address+"}\n"); !reflect.DeepEqual(c.Server, want) {
 			t.Errorf("%s: got %+v, want %+v", address, c.Server, want)
 		}
 	}

@@ -37,6 +37,7 @@ func (l *load) server(message *configv1.Server) Server {
 	if s.TLS != nil && len(message.GetServiceAccounts()) > 0 {
 		s.TLS.ClientAuth = tls.VerifyClientCertIfGiven // a token can do, which comes later
 	}
+	s.ServiceAccounts = l.serviceAccounts(message.GetServiceAccounts())
 	const at = "server.address"
 	if l.tainted[at] {
 		return s
