@@ -250,6 +250,24 @@ profiles:
 %s`, s.url, strings.Join(more, "\n")))
 }
 
+// onSocket writes a config that serves on a unix socket.
+func (s *stage) onSocket(socket string, more ...string) string {
+	s.t.Helper()
+	return s.write("config.yaml", strings.Replace(read(s.t, s.config(more...)), `{address: "127.0.0.1:0"}`, `{address: "unix:`+socket+`"}`, 1))
+}
+
+// shortDir is a directory whose path leaves room: those of sockets have about
+// 100 characters.
+func shortDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "broker")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")

@@ -162,7 +162,11 @@ func newWhoami() *cobra.Command {
 					return err
 				}
 				t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 3, ' ', 0)
-				fmt.Fprintf(t, "caller\t%s\nproven by\t%s\nrequest\t%s\n", r.GetCaller(), word(r.GetProof(), "IDENTITY_PROOF_"), r.GetRequestId())
+				fmt.Fprintf(t, "caller\t%s\nproven by\t%s\n", r.GetCaller(), word(r.GetProof(), "IDENTITY_PROOF_"))
+				if r.GetForwarder() != "" {
+					fmt.Fprintf(t, "through\t%s\n", r.GetForwarder())
+				}
+				fmt.Fprintf(t, "request\t%s\n", r.GetRequestId())
 				for _, p := range r.GetPermissions() {
 					ops := make([]string, len(p.GetOperations()))
 					for i, op := range p.GetOperations() {

@@ -19,6 +19,7 @@ import (
 	"github.com/tokenbroker/tokenbroker/internal/access"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/config"
+	"github.com/tokenbroker/tokenbroker/internal/service"
 	"github.com/tokenbroker/tokenbroker/internal/store"
 )
 
@@ -95,6 +96,7 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 		if c.Store != nil {
 			s.redis.Use(c.Store.Access)
 		}
+		s.service.SetTrust(trustOf(c))
 		s.configure(c.Profiles, policy)
 		for _, w := range c.Warnings {
 			log.Warn("config", "file", w.File, "line", w.Line, "column", w.Column, "path", w.Path, "warning", w.Message)
@@ -126,6 +128,11 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 	stop()
 	<-watched
 	return err
+}
+
+// trustOf is what a config says is to be believed of callers.
+func trustOf(c *config.Config) service.Trust {
+	return service.Trust{Forwarders: c.Server.Forwarders}
 }
 
 // reloader takes over changed configurations, one at a time.

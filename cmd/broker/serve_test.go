@@ -266,7 +266,7 @@ func TestHangupReloads(t *testing.T) {
 	}
 }
 
-func read(t *testing.T, path string) string {
+func read(t testing.TB, path string) string {
 	t.Helper()
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -308,13 +308,9 @@ func TestStopGivesTokenRequestsBackAndAnswersEverybody(t *testing.T) {
 func TestServeOnASocket(t *testing.T) {
 	t.Parallel()
 	s := newStage(t)
-	dir, err := os.MkdirTemp("", "broker") // a short path: sockets have about 100 characters
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	socket := filepath.Join(dir, "s")
-	s.write("config.yaml", strings.Replace(read(t, s.config()), `{address: "127.0.0.1:0"}`, `{address: "unix:`+socket+`"}`, 1))
+	socket := filepath.Join(shortDir(t), "s")
+	me := fmt.Sprintf("unix:uid:%d", os.Getuid())
+	s.onSocket(socket, `policy: [{callers: ["`+me+`"], profiles: [invoices], allow: [issue]}]`)
 	for range 2 { // the second finds what the first, killed, left behind
 		p := start(t, s.path("config.yaml"))
 		if info, err := os.Stat(socket); err != nil || info.Mode().Perm() != 0o660 {
@@ -323,7 +319,7 @@ func TestServeOnASocket(t *testing.T) {
 		if got := command(t, "token", "invoices", "--address", "unix:"+socket); got.status != 0 {
 			t.Errorf("%+v", got)
 		}
-		if got := command(t, "whoami", "--address", "unix:"+socket); !strings.Contains(got.stdout, "unix_peer") {
+		if got := command(t, "whoami", "--address", "unix:"+socket); !strings.Contains(got.stdout, "unix_peer") || !strings.Contains(got.stdout, me+"\n") {
 			t.Errorf("%+v", got)
 		}
 		second := command(t, "serve", "--config", s.path("config.yaml"))

@@ -188,18 +188,22 @@ func listen(network, address string) (net.Listener, error) {
 			return nil, err
 		}
 	}
-	ln, err := net.Listen(network, address)
+	ln, err := bind(network, address)
 	if err != nil {
 		return nil, fmt.Errorf("listening on %s: %w", address, err)
 	}
 	if network == "unix" {
-		if err := os.Chmod(address, 0o660); err != nil {
+		// It has no more than this already; the umask may have left less.
+		if err := os.Chmod(address, socketMode); err != nil {
 			ln.Close()
 			return nil, fmt.Errorf("listening on %s: %w", address, err)
 		}
 	}
 	return ln, nil
 }
+
+// socketMode lets the socket's owner and group connect, and nobody else.
+const socketMode = 0o660
 
 func clearSocket(path string) error {
 	if info, err := os.Lstat(path); err != nil || info.Mode().Type() != os.ModeSocket {

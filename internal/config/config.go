@@ -66,11 +66,15 @@ type Server struct {
 	// "unix" and a path.
 	Network, Address string
 	// TLS demands a client certificate that one of the configured authorities
-	// has signed. Nil means none, which loopback addresses and sockets only
-	// are allowed.
+	// has signed; where callers can prove themselves by a token, one may be
+	// missing. Nil means no TLS, which loopback addresses and sockets only are
+	// allowed.
 	TLS *tls.Config
 	// Reflection says whether the schema is served.
 	Reflection bool
+	// Forwarders are the proxies that are believed about who is behind them;
+	// nil is none.
+	Forwarders *access.Forwarders
 }
 
 // Admin says where operators reach health, metrics and the console.

@@ -129,12 +129,18 @@ var used = map[string]probe{
 	"policy.callers":                                   {profile + rule, "anonymous", "dns:x"},
 	"policy.profiles":                                  {profile + rule, "profiles: [p]", "profiles: ['*']"},
 	"policy.allow":                                     {profile + rule, "issue", "watch"},
+	"server.forwarders.peers":                          {profile + forwarder, "dns:envoy", "dns:other"},
+	"server.forwarders.header":                         {profile + forwarder, "x-forwarded-client-cert", "l5d-client-id"},
+	"server.forwarders.callers":                        {profile + forwarder, "spiffe://prod/*", "spiffe://prod/x"},
 	"log.level":                                        {profile, "", "log: {level: debug}\n"},
 	"log.format":                                       {profile, "", "log: {format: text}\n"},
 	"profiles.timeout" /* see TestTimeout */ :          {},
 }
 
-const rule = "policy: [{callers: [anonymous], profiles: [p], allow: [issue]}]\n"
+const (
+	rule      = "policy: [{callers: [anonymous], profiles: [p], allow: [issue]}]\n"
+	forwarder = "server: {address: 'unix:s', forwarders: [{peers: ['dns:envoy'], header: x-forwarded-client-cert, callers: ['spiffe://prod/*']}]}\n"
+)
 
 // usedByOthers is what the two providers have that are much alike, with what
 // each has alone.
@@ -193,7 +199,7 @@ func usedByOthers() map[string]probe {
 
 // Fields that are yet to be used, by how their paths begin.
 var pending = []string{
-	"server.tls.client_crl", "server.tls.workload_api", "admin.tls.client_crl", "server.forwarders", "server.service_accounts",
+	"server.tls.client_crl", "server.tls.workload_api", "admin.tls.client_crl", "server.service_accounts",
 	"server.limits", "audit", "policy.scopes",
 }
 
@@ -301,7 +307,7 @@ func describe(c *config.Config) string {
 	var s strings.Builder
 	ended, end := context.WithCancel(context.Background())
 	end()
-	fmt.Fprintln(&s, c.Server.Network, c.Server.Address, c.Server.Reflection, c.Admin.Address, c.Admin.URL, credential(c.Admin.BearerToken.Reveal()), c.Log, c.Policy, c.Warnings)
+	fmt.Fprintln(&s, c.Server.Network, c.Server.Address, c.Server.Reflection, c.Server.Forwarders.Rules(), c.Admin.Address, c.Admin.URL, credential(c.Admin.BearerToken.Reveal()), c.Log, c.Policy, c.Warnings)
 	if c.Admin.TLS != nil {
 		//lint:ignore SA1019 Subjects says too little of the system's authorities only.
 		fmt.Fprintln(&s, c.Admin.TLS.Certificates[0].Certificate, c.Admin.TLS.ClientCAs.Subjects())

@@ -2,6 +2,7 @@ package config
 
 import (
 	"cmp"
+	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"net"
@@ -29,9 +30,12 @@ const (
 )
 
 func (l *load) server(message *configv1.Server) Server {
-	s := Server{Network: "tcp", Address: cmp.Or(message.GetAddress(), defaultServerAddress), Reflection: message.GetReflection()}
+	s := Server{Network: "tcp", Address: cmp.Or(message.GetAddress(), defaultServerAddress), Reflection: message.GetReflection(), Forwarders: l.forwarders(message)}
 	if message.GetTls() != nil {
 		s.TLS = l.serverTLS(message.GetTls())
+	}
+	if s.TLS != nil && len(message.GetServiceAccounts()) > 0 {
+		s.TLS.ClientAuth = tls.VerifyClientCertIfGiven // a token can do, which comes later
 	}
 	const at = "server.address"
 	if l.tainted[at] {
@@ -207,16 +211,18 @@ func matchesAny(pattern string, names []string) bool {
 
 // warnOfSilence warns when nobody can do anything.
 func (l *load) warnOfSilence(message *configv1.Config) {
+	server, rules := message.GetServer(), message.GetPolicy()
+	anonymous := server.GetTls() == nil && !strings.HasPrefix(server.GetAddress(), "unix:")
 	switch {
-	case message.GetServer().GetTls() != nil && len(message.GetPolicy()) == 0:
+	case !anonymous && len(rules) == 0:
 		l.warning("policy", "there is no rule, so nobody may do anything: add one that says which callers may use which profiles")
-	case message.GetServer().GetTls() == nil && len(message.GetPolicy()) > 0 && !namesAnonymous(message.GetPolicy()):
+	case anonymous && len(server.GetServiceAccounts()) == 0 && len(rules) > 0 && !namesAnonymous(rules):
 		l.warning("policy", "callers are anonymous without tls, and no rule names them, so nobody may do anything: add tls, or a rule for anonymous")
 	}
 }
 
 func namesAnonymous(rules []*configv1.PolicyRule) bool {
 	return slices.ContainsFunc(rules, func(rule *configv1.PolicyRule) bool {
-		return slices.Contains(rule.GetCallers(), "anonymous")
+		return slices.Contains(rule.GetCallers(), access.Anonymous)
 	})
 }

@@ -55,7 +55,7 @@ func (s *Service) end(ctx context.Context, method string, err error) error {
 	id := requestID(ctx)
 	st := statusOf(err, id)
 	reason := reasonOf(st)
-	s.logFailure(ctx, method, id, st)
+	s.logFailure(ctx, method, id, st, err)
 	s.record(ctx, method, cmp.Or(reason, st.Code().String()))
 	return st.Err()
 }
@@ -93,7 +93,7 @@ func (s *Service) record(ctx context.Context, method, outcome string) {
 	s.audit.Record(&e)
 }
 
-func (s *Service) logFailure(ctx context.Context, method, id string, st *status.Status) {
+func (s *Service) logFailure(ctx context.Context, method, id string, st *status.Status, err error) {
 	level := slog.LevelInfo
 	switch st.Code() {
 	case codes.Internal, codes.Unknown:
@@ -107,8 +107,9 @@ func (s *Service) logFailure(ctx context.Context, method, id string, st *status.
 		return
 	}
 	attrs := []slog.Attr{slog.String("method", method), slog.String("code", st.Code().String()), slog.String("request_id", id)}
-	if c, err := callerOf(ctx); err == nil {
-		attrs = append(attrs, slog.String("caller", c.Name))
+	attrs = append(attrs, whoIs(ctx)...)
+	if f := (failure{}); errors.As(err, &f) && f.cause.Reason == reasonCallerUnknown {
+		attrs = append(attrs, slog.String("error", cmp.Or(f.cause.Err, error(f)).Error()))
 	}
 	for _, d := range st.Details() {
 		if e, ok := d.(*errdetails.ErrorInfo); ok {
@@ -118,11 +119,11 @@ func (s *Service) logFailure(ctx context.Context, method, id string, st *status.
 	s.log.LogAttrs(ctx, level, "call failed", attrs...)
 }
 
-// admit lets calls of our services through whose caller is known. Health and
-// reflection have no callers; whether they may connect at all is the
-// handshake's matter.
+// admit lets calls through whose caller is known. Health tells nothing that not
+// everybody may know, and those who ask for it often cannot prove anything;
+// whether they may connect at all is the handshake's matter.
 func (s *Service) admit(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	if ours(info.FullMethod) {
+	if !isHealth(info.FullMethod) {
 		if err := s.enter(ctx); err != nil {
 			return nil, err
 		}
@@ -131,7 +132,7 @@ func (s *Service) admit(ctx context.Context, request any, info *grpc.UnaryServer
 }
 
 func (s *Service) admitStream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	if ours(info.FullMethod) {
+	if !isHealth(info.FullMethod) {
 		if err := s.enter(stream.Context()); err != nil {
 			return err
 		}
@@ -148,8 +149,7 @@ func (s *Service) enter(ctx context.Context) error {
 	return s.identify(c)
 }
 
-// ours tells the methods of our services from those of health and reflection.
-func ours(method string) bool { return strings.HasPrefix(method, "/tokenbroker.v1.") }
+func isHealth(method string) bool { return strings.HasPrefix(method, "/grpc.health.v1.Health/") }
 
 // validate holds our requests to the rules of the schema.
 func (s *Service) validate(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {

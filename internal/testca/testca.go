@@ -33,16 +33,23 @@ func New(t testing.TB) *Authority {
 	return a
 }
 
-// sign makes a certificate valid for an hour before and after now, by the
-// authority, or by itself when parent is nil.
+// sign makes a certificate by the authority, or by itself when parent is nil. It
+// is valid for an hour before and after now, where the template does not say.
 func (a *Authority) sign(template, parent *x509.Certificate) (*x509.Certificate, *ecdsa.PrivateKey) {
 	a.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	template.SerialNumber = big.NewInt(time.Now().UnixNano())
-	template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	if template.SerialNumber == nil {
+		template.SerialNumber = big.NewInt(time.Now().UnixNano())
+	}
+	if template.NotBefore.IsZero() {
+		template.NotBefore = time.Now().Add(-time.Hour)
+	}
+	if template.NotAfter.IsZero() {
+		template.NotAfter = time.Now().Add(time.Hour)
+	}
 	signer := a.key
 	if parent == nil {
 		parent, signer = template, key
