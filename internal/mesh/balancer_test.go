@@ -212,9 +212,11 @@ func TestRollingRestartFailsNoCall(t *testing.T) {
 				b.start()
 			}
 			worker := p.identity("worker", uris(worker))
-			loads := []*load{begin(t, p, address, worker, 6, false), begin(t, p, address, worker, 3, true)}
+			loads := []*load{begin(t, p, address, worker, 6, false), begin(t, p, address, worker, 4, true)}
 			for i, b := range brokers {
-				await(t, fmt.Sprintf("replica %d serves", i+1), 20*time.Second, servesMore(b))
+				for j, other := range brokers { // also the one that has just come back
+					await(t, fmt.Sprintf("replica %d serves", j+1), 20*time.Second, servesMore(other))
+				}
 				b.process.Signal(syscall.SIGTERM)
 				select {
 				case <-b.process.Exited():
