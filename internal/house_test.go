@@ -64,6 +64,7 @@ func TestWhoMayKnowWhom(t *testing.T) {
 		"internal/faultproxy":       {"internal/testproc"},
 		"internal/fleet":            {"gen/tokenbroker/v1"},
 		"internal/fleet/crowd":      {"internal/fleet"},
+		"internal/mesh":             {},
 		"internal/console":          {"internal/access", "internal/audit", "internal/broker"},
 		"gen/tokenbroker/v1":        {},
 		"gen/tokenbroker/config/v1": {},

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
 	"github.com/tokenbroker/tokenbroker/internal/testca"
@@ -484,5 +485,29 @@ func TestServeWithMutualTLSAndPolicy(t *testing.T) {
 	p.await("the new certificates are in force", func() bool { return as("token", "invoices", "--timeout", "5s").status == 0 })
 	if strings.Contains(p.log.String(), "PRIVATE KEY") {
 		t.Error("a private key is in the log")
+	}
+}
+
+func TestStopIsSeenByWhoeverWatchesBeforeConnectionsAreRefused(t *testing.T) {
+	t.Parallel()
+	p := start(t, newStage(t).config())
+	for range 2 {
+		if code, body := p.get("/readyz"); code != 200 {
+			t.Fatalf("readyz: %d %s", code, body)
+		}
+	}
+	p.signal(syscall.SIGTERM)
+	p.await("readiness ends", func() bool { code, _ := p.get("/readyz"); return code == 503 })
+	conn := p.dial()
+	if _, err := pb.NewTokenBrokerClient(conn).IssueToken(t.Context(), &pb.IssueTokenRequest{Profile: "invoices"}); err != nil {
+		t.Errorf("a call on a new connection, of somebody who has not noticed yet: %v", err)
+	}
+	health, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
+	if err != nil || health.Status != healthpb.HealthCheckResponse_NOT_SERVING {
+		t.Errorf("health: %v, %v", health, err)
+	}
+	<-p.exited
+	if code := p.cmd.ProcessState.ExitCode(); code != 0 {
+		t.Errorf("exit status %d\n%s", code, p.log)
 	}
 }

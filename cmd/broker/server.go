@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -32,15 +31,15 @@ const drainTimeout = 25 * time.Second
 
 // server is one replica: the broker, its gRPC door and its admin door.
 type server struct {
-	log      *slog.Logger
-	redis    *store.Redis // nil: tokens are in the memory of this process only
-	broker   *broker.Broker
-	access   *access.Authorizer
-	audit    *audit.Log // nil: nobody asks for it
-	service  *service.Service
-	metrics  *console.Metrics
-	admin    *http.Server
-	draining atomic.Bool
+	log     *slog.Logger
+	redis   *store.Redis // nil: tokens are in the memory of this process only
+	broker  *broker.Broker
+	access  *access.Authorizer
+	audit   *audit.Log // nil: nobody asks for it
+	service *service.Service
+	metrics *console.Metrics
+	admin   *http.Server
+	ready   readiness
 }
 
 type serverOptions struct {
@@ -97,7 +96,7 @@ func newServer(o serverOptions) (*server, error) {
 	}
 	s.admin = &http.Server{
 		Handler: console.Handler(console.Options{
-			Broker: s.broker, Ready: s.missing, Degraded: s.degraded, Gatherer: registry, Version: buildVersion(),
+			Broker: s.broker, Ready: s.ready.missing, Degraded: s.degraded, Gatherer: registry, Version: buildVersion(),
 			Access: o.admin.access(s.access), LastCall: s.service.LastCall, URL: o.admin.url, Logger: o.log,
 		}),
 		ReadHeaderTimeout: 5 * time.Second,
@@ -127,17 +126,10 @@ func (s *server) configure(profiles []*broker.Profile, policy *access.Policy) {
 	s.metrics.Loaded()
 }
 
-// missing names what stands against answering calls.
-func (s *server) missing() []string {
-	if s.draining.Load() {
-		return []string{"this replica is shutting down"}
-	}
-	return nil
-}
-
 // run serves until ctx ends, and then lets calls under way finish: health goes
-// first, so that nobody new comes; requests to token endpoints are given back,
-// so that another replica makes them.
+// first, so that nobody new comes, and those who watch it get the time to see;
+// then requests to token endpoints are given back, so that another replica makes
+// them.
 func (s *server) run(ctx context.Context, calls, admin net.Listener) error {
 	g, failed := errgroup.WithContext(ctx)
 	g.Go(func() error {
@@ -161,8 +153,14 @@ func (s *server) run(ctx context.Context, calls, admin net.Listener) error {
 		s.log.Info("shutting down")
 		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 		defer cancel()
-		s.draining.Store(true)
+		watched := s.ready.leave()
 		s.service.Drain()
+		if ctx.Err() != nil { // it was asked to stop: nothing has failed, all can go on
+			select {
+			case <-time.After(watched):
+			case <-limit.Done():
+			}
+		}
 		s.broker.Drain()
 		s.service.Shutdown(limit)
 		s.close()
