@@ -406,7 +406,7 @@ func TestKeysOverHTTPS(t *testing.T) {
 	}
 }
 
-// A real flood at a real server: all within the ten seconds after the first
+// A flood at a real server: all within the ten seconds after the first
 // fetch cost none.
 func TestFloodOverHTTPS(t *testing.T) {
 	a := newAPIServer(t, answer(set(t, es("one"))))
@@ -414,7 +414,7 @@ func TestFloodOverHTTPS(t *testing.T) {
 	began := time.Now()
 	accepted(t, v, es("one").sign(t, claims()))
 	body := encode([]byte(payload(t, claims())))
-	for i := range 10_000 {
+	for i := range 1000 {
 		if c, err := v.Verify(t.Context(), encode(fmt.Appendf(nil, `{"alg":"ES256","kid":"k%d"}`, i))+"."+body+"."+encode(make([]byte, 64))); c != nil || err == nil {
 			t.Fatal("accepted")
 		}
