@@ -354,6 +354,13 @@ func (p *Policy) grantsOf(c *Caller) *grants {
 
 // ifFew lists rules that can be looked at one after the other, or none.
 func (p *Policy) ifFew(found []uint64) []int {
+	count := 0
+	for _, word := range found {
+		count += bits.OnesCount64(word)
+	}
+	if count > fewPatterns {
+		return nil
+	}
 	rules, patterns := numbers(found), 0
 	for _, i := range rules {
 		if patterns += len(p.rules[i].Profiles) + len(p.rules[i].Scopes); patterns > fewPatterns {
