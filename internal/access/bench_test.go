@@ -113,6 +113,12 @@ var shapes = []shape{
 		caller: always("spiffe://prod/ns/batch/sa/x"), profile: always("invoices"), denied: true,
 	},
 	{
+		name:    "10 rules of 1000 name the caller",
+		rules:   namedRule(numbered("spiffe://prod/ns/n-%d/sa/x", 100), numbered("p-%d", manyRules)),
+		caller:  always("spiffe://prod/ns/n-99/sa/x"),
+		profile: always("p-999"),
+	},
+	{
 		name:    "10000 callers/profile by name",
 		rules:   tenEach,
 		callers: manyCallers,

@@ -120,20 +120,11 @@ func (p *Policy) whyScopes(e *Explanation, scopes []string) string {
 // missing are the scopes that no pattern of the rule matches.
 func (r *Rule) missing(scopes []string) (missing []string) {
 	for _, scope := range scopes {
-		if !r.hasScope(scope) {
+		if !anyMatches(r.Scopes, scope) {
 			missing = append(missing, scope)
 		}
 	}
 	return missing
-}
-
-func (r *Rule) hasScope(scope string) bool {
-	for _, pattern := range r.Scopes {
-		if matchText(pattern, scope) {
-			return true
-		}
-	}
-	return len(r.Scopes) == 0
 }
 
 // mostShown bounds what an explanation lists.

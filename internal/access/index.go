@@ -95,7 +95,7 @@ func (g *glob) ends() (prefix, suffix string) {
 
 // placeByPiece puts a glob under the piece of it that fewest others are under.
 func (x *index) placeByPiece(g *glob) {
-	if x.pieces == nil {
+	if x.pieces == nil && len(g.pattern) > strings.Count(g.pattern, "*") {
 		x.pieces = make([][]placed, pieceHashes)
 	}
 	for size := longestPiece; size > 1; size-- {

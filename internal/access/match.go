@@ -40,11 +40,9 @@ func matchText(pattern, s string) bool { return match(pattern, s, 0) }
 // AnyScope reports whether one of the patterns matches one of the scopes: without
 // that a rule with these patterns allows no request for such scopes.
 func AnyScope(patterns, scopes []string) bool {
-	for _, pattern := range patterns {
-		for _, scope := range scopes {
-			if matchText(pattern, scope) {
-				return true
-			}
+	for _, scope := range scopes {
+		if anyMatches(patterns, scope) {
+			return true
 		}
 	}
 	return false

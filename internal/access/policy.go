@@ -150,12 +150,48 @@ func (p *Policy) Decide(c *Caller, op Operation, profile string, scopes []string
 		return Decision{Allowed: true, Rule: g.by}
 	case g.rules == nil:
 		return Decision{Rule: NoRule}
+	case g.few != nil:
+		return p.decideAmongFew(g.few, op, profile, scopes)
 	}
 	if p.words <= fewWords {
 		var room [2 * fewWords]uint64
 		return p.decide(g, op, profile, scopes, room[:2*p.words])
 	}
 	return p.decideAmongMany(g, op, profile, scopes)
+}
+
+// decideAmongFew looks at one rule after the other, which is quicker while there
+// are few patterns.
+func (p *Policy) decideAmongFew(rules []int, op Operation, profile string, scopes []string) Decision {
+	for _, i := range rules {
+		r := &p.rules[i]
+		if p.allow[i].has(op) && anyMatches(r.Profiles, profile) && (op == Admin || r.spans(scopes)) {
+			return Decision{Allowed: true, Rule: i}
+		}
+	}
+	return Decision{Rule: NoRule}
+}
+
+// spans reports whether the rule allows all of the scopes.
+func (r *Rule) spans(scopes []string) bool {
+	if len(r.Scopes) == 0 {
+		return true
+	}
+	for _, scope := range scopes {
+		if !anyMatches(r.Scopes, scope) {
+			return false
+		}
+	}
+	return len(scopes) > 0
+}
+
+func anyMatches(patterns []string, s string) bool {
+	for _, pattern := range patterns {
+		if matchText(pattern, s) {
+			return true
+		}
+	}
+	return false
 }
 
 // decideAmongMany has a larger stack.
@@ -277,7 +313,11 @@ type grants struct {
 	by int
 	// rules that name the caller; nil is none.
 	rules []uint64
+	// few are the same rules, if they have no more than fewPatterns.
+	few []int
 }
+
+const fewPatterns = 8
 
 // under returns what p grants the caller.
 func (c *Caller) under(p *Policy) *grants {
@@ -307,8 +347,27 @@ func (p *Policy) grantsOf(c *Caller) *grants {
 		if !slices.ContainsFunc(g.rules, func(word uint64) bool { return word != 0 }) {
 			g.rules = nil
 		}
+		g.few = p.ifFew(g.rules)
 	}
 	return g
+}
+
+// ifFew lists rules that can be looked at one after the other, or none.
+func (p *Policy) ifFew(found []uint64) []int {
+	count := 0
+	for _, word := range found {
+		count += bits.OnesCount64(word)
+	}
+	if count > fewPatterns {
+		return nil
+	}
+	rules, patterns := numbers(found), 0
+	for _, i := range rules {
+		if patterns += len(p.rules[i].Profiles) + len(p.rules[i].Scopes); patterns > fewPatterns {
+			return nil
+		}
+	}
+	return rules
 }
 
 // named adds the rules that mean the name to found.
