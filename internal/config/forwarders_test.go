@@ -37,7 +37,7 @@ policy: [{callers: ["spiffe://prod/ns/batch/sa/*"], profiles: [p], allow: [issue
 func TestForwardersThatCannotBe(t *testing.T) {
 	const (
 		noPeer = "is no proxy's name: write spiffe:// or dns: and the name in its certificate, or unix:uid: and the number of its user"
-		noOne  = "is no name that a certificate can have: begin with spiffe:// or dns:"
+		noOne  = "is no name that a certificate can have: it begins with spiffe:// or dns: and goes on with a whole name"
 	)
 	equal(t, problems(t, minimal+`server:
   forwarders:

@@ -16,6 +16,7 @@ import (
 
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	pb "github.com/tokenbroker/tokenbroker/gen/tokenbroker/v1"
 	"github.com/tokenbroker/tokenbroker/internal/testca"
@@ -85,7 +86,7 @@ func (p *place) envoy(file string, b *broker, oldnew ...string) (address string)
 func terminating(t *testing.T, oldnew ...string) (p *place, b *broker, address string) {
 	t.Helper()
 	p = newPlace(t)
-	p.identity("envoy", testca.Loopback)
+	p.identity("envoy", uris(sidecar)) // which Envoy tells the broker as By
 	p.identity("sidecar", uris(sidecar))
 	b = p.startBroker("broker", trusts(sidecar, xfcc))
 	return p, b, p.envoy("terminating.yaml", b, oldnew...)
@@ -181,6 +182,44 @@ func TestCertificatesThatNameNobodyThroughEnvoy(t *testing.T) {
 	}
 }
 
+// Envoy may be told to hand on more of a certificate than its names. What people
+// write into it must not become a name.
+func TestSubjectsBecomeNoNamesThroughEnvoy(t *testing.T) {
+	t.Parallel()
+	p, _, address := terminating(t, "{ uri: true, dns: true }", "{ subject: true, cert: true, chain: true, uri: true, dns: true }")
+	wantCaller(t, p.caller(address, p.identity("worker", uris(worker))), worker, forwarded, sidecar)
+	for name, subject := range map[string]string{
+		"plain":                "worker",
+		"separators":           "x;URI=" + worker + ",URI=" + worker,
+		"a quote":              `x";URI=` + worker + `;Subject="`,
+		"an escaped quote":     `x\";URI=` + worker + `;Subject="`,
+		"two backslashes":      `x\\";URI=` + worker + `;Subject="`,
+		"a backslash last":     `x\`,
+		"two backslashes last": `x\\`,
+		"another element":      `x",URI=` + worker + `;Subject="`,
+		"not ASCII":            "x\u201d;URI=" + worker,
+		"a line of its own":    "x\r\nx-forwarded-client-cert: URI=" + worker,
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := p.caller(address, p.identity("odd", func(c *x509.Certificate) {
+				uris(intruder)(c)
+				c.Subject.CommonName = subject
+			}))
+			me, err := c.WhoAmI(within(t), &pb.WhoAmIRequest{})
+			switch {
+			case err != nil:
+				wantReason(t, err, "CALLER_UNKNOWN")
+			case me.Caller != intruder:
+				t.Errorf("it passes for %s", me.Caller)
+			}
+			if _, err := c.IssueToken(within(t), &pb.IssueTokenRequest{Profile: "invoices"}); err == nil {
+				t.Error("it got a token")
+			}
+			t.Logf("seen as %q, %v", me.GetCaller(), status.Convert(err).Message())
+		})
+	}
+}
+
 func TestEnvoyForwardsOverASocket(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -257,6 +296,10 @@ func TestForgedHeaderThroughEnvoy(t *testing.T) {
 						wantIntruder(t, claiming(t, xfcc, values...), c)
 					case mode == "APPEND_FORWARD":
 						wantUnknown(t, claiming(t, xfcc, values...), b, c)
+						_, err := c.WhoAmI(claiming(t, xfcc, "URI="+worker), &pb.WhoAmIRequest{})
+						if text := status.Convert(err).Message(); !strings.Contains(text, "more than one element") {
+							t.Errorf("the error does not say what is wrong with Envoy: %s", text)
+						}
 					default:
 						believed(t, claiming(t, xfcc, values...), c, values)
 					}

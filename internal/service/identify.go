@@ -187,17 +187,21 @@ var errCallerUnknown = unknown("no identity: the call did not come through the d
 
 // whoIs says in the log whose a call is: its caller's, or, as long as that is not
 // known, of the other end of its connection.
-func whoIs(ctx context.Context) []slog.Attr {
+func whoIs(ctx context.Context) slog.Attr {
 	c := callFrom(ctx)
 	switch {
-	case c == nil:
-		return nil
-	case c.caller != nil && c.caller.Forwarder != "":
-		return []slog.Attr{slog.String("caller", c.caller.Name), slog.String("forwarder", c.caller.Forwarder)}
-	case c.caller != nil:
-		return []slog.Attr{slog.String("caller", c.caller.Name)}
-	case c.peer != nil:
-		return []slog.Attr{slog.String("peer", c.peer.Name)}
+	case c != nil && c.caller != nil:
+		return named(c.caller)
+	case c != nil && c.peer != nil:
+		return slog.String("peer", c.peer.Name)
 	}
-	return nil
+	return slog.Attr{}
+}
+
+// named is a caller in the log, and the proxy it came through.
+func named(c *access.Caller) slog.Attr {
+	if c.Forwarder == "" {
+		return slog.String("caller", c.Name)
+	}
+	return slog.Group("", slog.String("caller", c.Name), slog.String("forwarder", c.Forwarder))
 }

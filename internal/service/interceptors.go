@@ -106,8 +106,7 @@ func (s *Service) logFailure(ctx context.Context, method, id string, st *status.
 	if !s.log.Enabled(ctx, level) {
 		return
 	}
-	attrs := []slog.Attr{slog.String("method", method), slog.String("code", st.Code().String()), slog.String("request_id", id)}
-	attrs = append(attrs, whoIs(ctx)...)
+	attrs := []slog.Attr{slog.String("method", method), slog.String("code", st.Code().String()), slog.String("request_id", id), whoIs(ctx)}
 	if f := (failure{}); errors.As(err, &f) && f.cause.Reason == reasonCallerUnknown {
 		attrs = append(attrs, slog.String("error", cmp.Or(f.cause.Err, error(f)).Error()))
 	}

@@ -130,7 +130,7 @@ func (s *tokenBroker) RevokeToken(ctx context.Context, r *pb.RevokeTokenRequest)
 	if revoked.Confirmed {
 		out.Outcome = pb.RevocationOutcome_REVOCATION_OUTCOME_CONFIRMED
 	}
-	s.log.Info("caller revoked a token", "caller", c.Name, "profile", r.GetProfile(), "token_id", out.TokenId, "outcome", out.Outcome.String(), "request_id", requestID(ctx))
+	s.log.Info("caller revoked a token", named(c), "profile", r.GetProfile(), "token_id", out.TokenId, "outcome", out.Outcome.String(), "request_id", requestID(ctx))
 	return out, nil
 }
 
@@ -146,7 +146,7 @@ func (s *tokenBroker) WhoAmI(ctx context.Context, _ *pb.WhoAmIRequest) (*pb.WhoA
 			out.Permissions = append(out.Permissions, p)
 		}
 	}
-	s.log.Info("caller asked who it is", "caller", c.Name, "proof", c.Proof.String(), "request_id", out.RequestId)
+	s.log.Info("caller asked who it is", named(c), "proof", c.Proof.String(), "request_id", out.RequestId)
 	return out, nil
 }
 
