@@ -24,6 +24,7 @@ import (
 	"github.com/tokenbroker/tokenbroker/internal/console"
 	"github.com/tokenbroker/tokenbroker/internal/service"
 	"github.com/tokenbroker/tokenbroker/internal/store"
+	"github.com/tokenbroker/tokenbroker/internal/workload"
 )
 
 // drainTimeout is how long calls under way may take after a stop was asked for.
@@ -41,11 +42,14 @@ type server struct {
 	metrics  *console.Metrics
 	admin    *http.Server
 	draining atomic.Bool
+	config   atomic.Pointer[config.Config] // in force; nil: there is no file
+	workload *workload.Source              // nil: certificates are files
 }
 
 type serverOptions struct {
 	log        *slog.Logger
 	tls        func() *tls.Config // nil: no TLS
+	workload   *workload.Source   // nil: certificates are files
 	reflection bool
 	store      *config.Store // nil: memory
 	admin      adminOptions
@@ -53,15 +57,16 @@ type serverOptions struct {
 
 // adminOptions say who may do what on the admin address.
 type adminOptions struct {
-	local        bool                 // it is a loopback address
-	tls          func() *tls.Config   // nil: no TLS
-	certificates bool                 // tls asks for certificates of operators
+	local        bool               // it is a loopback address
+	tls          func() *tls.Config // nil: no TLS
+	certificates bool               // tls asks for certificates of operators
+	revocations  func() *access.Revocations
 	bearer       func() broker.Secret // nil: no bearer token
 	url          string               // as browsers see it, if a proxy is in front
 }
 
 func (o adminOptions) access(authorizer *access.Authorizer) console.Access {
-	a := console.Access{Local: o.local, BearerToken: o.bearer, Authorizer: authorizer}
+	a := console.Access{Local: o.local, BearerToken: o.bearer, Authorizer: authorizer, Revocations: o.revocations}
 	if o.certificates {
 		a.Certificate = access.Identify
 	}
@@ -70,7 +75,7 @@ func (o adminOptions) access(authorizer *access.Authorizer) console.Access {
 
 // newServer builds a replica without profiles; configure gives it some.
 func newServer(o serverOptions) (*server, error) {
-	s := &server{log: o.log, access: access.NewAuthorizer()}
+	s := &server{log: o.log, access: access.NewAuthorizer(), workload: o.workload}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	ours := prometheus.WrapRegistererWithPrefix("token_broker_", registry)
@@ -85,7 +90,7 @@ func newServer(o serverOptions) (*server, error) {
 		ours.MustRegister(console.Store(s.storeStats))
 	}
 	s.broker = broker.New(shared, b)
-	ours.MustRegister(console.Profiles(s.broker))
+	ours.MustRegister(console.Profiles(s.broker), console.Expiry(s.ends))
 	var err error
 	s.service, err = service.New(service.Options{
 		Broker: s.broker, Logger: o.log, Registerer: ours, TLS: o.tls, Reflection: o.reflection,
@@ -109,7 +114,7 @@ func newServer(o serverOptions) (*server, error) {
 	}
 	if settings := o.admin.tls; settings != nil {
 		s.admin.TLSConfig = &tls.Config{
-			MinVersion:         tls.VersionTLS12, // the settings of each handshake decide
+			MinVersion:         tls.VersionTLS13, // the settings of each handshake decide
 			GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return settings(), nil },
 		}
 	}
@@ -129,6 +134,11 @@ func (s *server) configure(profiles []*broker.Profile, policy *access.Policy) {
 func (s *server) missing() []string {
 	if s.draining.Load() {
 		return []string{"this replica is shutting down"}
+	}
+	if s.workload != nil {
+		if missing := s.workload.Missing(); missing != "" {
+			return []string{missing}
+		}
 	}
 	return nil
 }
@@ -177,6 +187,9 @@ func (s *server) close() {
 	s.broker.Close()
 	if s.redis != nil {
 		s.redis.Close()
+	}
+	if s.workload != nil {
+		s.workload.Close()
 	}
 }
 

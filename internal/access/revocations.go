@@ -62,7 +62,8 @@ func ParseLists(data []byte) ([]*x509.RevocationList, error) {
 		return []*x509.RevocationList{found}, nil
 	}
 	var all []*x509.RevocationList
-	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+	block, rest := pem.Decode(data)
+	for ; block != nil; block, rest = pem.Decode(rest) {
 		if block.Type != "X509 CRL" {
 			continue
 		}
@@ -71,6 +72,9 @@ func ParseLists(data []byte) ([]*x509.RevocationList, error) {
 			return nil, fmt.Errorf("revocation list %d cannot be read: %w", len(all)+1, err)
 		}
 		all = append(all, found)
+	}
+	if bytes.Contains(rest, []byte("-----BEGIN ")) { // perhaps it is being written
+		return nil, fmt.Errorf("what comes after %d revocation lists is cut off", len(all))
 	}
 	if len(all) == 0 {
 		return nil, errors.New("there is no revocation list in it: it must be DER, or PEM with BEGIN X509 CRL")

@@ -165,13 +165,14 @@ func TestParseLists(t *testing.T) {
 		data  []byte
 		lists int
 	}{
-		"DER":                 {one, 1},
-		"PEM":                 {testca.ListPEM(one), 1},
-		"two, and what else":  {bytes.Join([][]byte{[]byte("of today\n"), testca.ListPEM(one), a.PEM(), testca.ListPEM(two)}, nil), 2},
-		"nothing":             {nil, 0},
-		"certificates only":   {a.PEM(), 0},
-		"cut off":             {one[:len(one)-1], 0},
-		"a broken one in PEM": {append(testca.ListPEM(one), testca.ListPEM(two[:20])...), 0},
+		"DER":                   {one, 1},
+		"PEM":                   {testca.ListPEM(one), 1},
+		"two, and what else":    {bytes.Join([][]byte{[]byte("of today\n"), testca.ListPEM(one), a.PEM(), testca.ListPEM(two)}, nil), 2},
+		"nothing":               {nil, 0},
+		"certificates only":     {a.PEM(), 0},
+		"cut off":               {one[:len(one)-1], 0},
+		"the second is cut off": {append(testca.ListPEM(one), testca.ListPEM(two)[:100]...), 0},
+		"a broken one in PEM":   {append(testca.ListPEM(one), testca.ListPEM(two[:20])...), 0},
 	} {
 		if all, err := access.ParseLists(c.data); len(all) != c.lists || (err != nil) != (c.lists == 0) {
 			t.Errorf("%s: %d lists, %v", name, len(all), err)

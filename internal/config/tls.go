@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -299,7 +300,8 @@ func (l *load) certificates(profiles []*configv1.Profile) []Certificate {
 // parseCertificates reads all there are in PEM, one at least.
 func parseCertificates(data []byte) ([]*x509.Certificate, error) {
 	var found []*x509.Certificate
-	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+	block, rest := pem.Decode(data)
+	for ; block != nil; block, rest = pem.Decode(rest) {
 		if block.Type != "CERTIFICATE" {
 			continue
 		}
@@ -308,6 +310,9 @@ func parseCertificates(data []byte) ([]*x509.Certificate, error) {
 			return nil, fmt.Errorf("certificate %d cannot be read: %w", len(found)+1, err)
 		}
 		found = append(found, certificate)
+	}
+	if bytes.Contains(rest, []byte("-----BEGIN ")) { // perhaps it is being written
+		return nil, fmt.Errorf("what comes after %d certificates is cut off", len(found))
 	}
 	if len(found) == 0 {
 		return nil, errors.New("there is no certificate in it: it must be PEM, with BEGIN CERTIFICATE")

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -28,6 +29,9 @@ type Access struct {
 	// Certificate names the holder of a verified client certificate, or nobody:
 	// nil. Nil itself: no client authority is configured.
 	Certificate func(leaf *x509.Certificate) *access.Caller
+	// Revocations in force at a request, which its connection may be older than;
+	// nil: nothing is revoked.
+	Revocations func() *access.Revocations
 	// Authorizer decides which profiles an operator may administer. Never nil.
 	Authorizer *access.Authorizer
 	// BearerToken that lets anyone do everything; nil: none is configured. An
@@ -73,6 +77,9 @@ func (c *console) identify(r *http.Request) (*operator, *problem) {
 		if time.Now().After(leaf.NotAfter) { // since the handshake
 			return nil, endedCertificate()
 		}
+		if a.revoked(r.TLS.VerifiedChains) {
+			return nil, revokedCertificate()
+		}
 		return &operator{Caller: holder}, nil
 	}
 	switch {
@@ -88,6 +95,16 @@ func (c *console) identify(r *http.Request) (*operator, *problem) {
 		return nil, notFromHere()
 	}
 	return nil, consoleOff()
+}
+
+// revoked reports whether a certificate of the chains has been revoked, perhaps
+// since the handshake.
+func (a Access) revoked(chains [][]*x509.Certificate) bool {
+	if a.Revocations == nil {
+		return false
+	}
+	now := a.Revocations()
+	return slices.ContainsFunc(chains, func(chain []*x509.Certificate) bool { return now.Check(chain) != nil })
 }
 
 // opens compares in constant time. An empty token opens nothing.
