@@ -91,11 +91,16 @@ func (r *turnover) swap(t *testing.T, files map[string][]byte) {
 	}
 }
 
-// overwrite writes one file after the other where it is, the certificate before
-// its key.
+// overwrite writes one file after the other where it is, the key only when the
+// broker has seen the certificate without it.
 func (r *turnover) overwrite(t *testing.T, files map[string][]byte) {
 	t.Helper()
+	const misfit = "its files do not fit together"
+	seen := strings.Count(r.log.String(), misfit)
 	for _, name := range []string{"ca.pem", "server.pem", "server.key"} {
+		if name == "server.key" {
+			r.await("the certificate is seen without its key", func() bool { return strings.Count(r.log.String(), misfit) > seen })
+		}
 		if err := os.WriteFile(r.stage.path("tls/"+name), files[name], 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -157,9 +162,9 @@ func (r *turnover) client(ctx context.Context, n int, stays bool) error {
 	return nil
 }
 
-// TestRotation replaces all certificates once a second under load, for
+// TestCertificatesTurnOverUnderLoad replaces all certificates once a second under load, for
 // $ROTATIONTIME (5s): half of the times at once, half one file after the other.
-func TestRotation(t *testing.T) {
+func TestCertificatesTurnOverUnderLoad(t *testing.T) {
 	length := 5 * time.Second
 	if v := os.Getenv("ROTATIONTIME"); v != "" {
 		var err error

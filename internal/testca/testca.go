@@ -3,6 +3,7 @@
 package testca
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -48,15 +49,21 @@ func (a *Authority) Intermediate(name string) *Authority {
 	return below
 }
 
-// sign makes a certificate, by the authority, or by itself when parent is nil.
-// Unless the template says otherwise it is valid for an hour before and after
-// now, and has a serial number of its own.
+// sign makes a certificate with a key of its own; see signFor.
 func (a *Authority) sign(template, parent *x509.Certificate) (*x509.Certificate, *ecdsa.PrivateKey) {
 	a.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		a.t.Fatal(err)
 	}
+	return a.signFor(key, template, parent), key
+}
+
+// signFor makes a certificate, by the authority, or by itself when parent is nil.
+// Unless the template says otherwise it is valid for an hour before and after
+// now, and has a serial number of its own.
+func (a *Authority) signFor(key crypto.Signer, template, parent *x509.Certificate) *x509.Certificate {
+	a.t.Helper()
 	if template.SerialNumber == nil {
 		template.SerialNumber = big.NewInt(time.Now().UnixNano())
 	}
@@ -66,11 +73,11 @@ func (a *Authority) sign(template, parent *x509.Certificate) (*x509.Certificate,
 	if template.NotAfter.IsZero() {
 		template.NotAfter = time.Now().Add(time.Hour)
 	}
-	signer := a.key
+	var signer crypto.Signer = a.key
 	if parent == nil {
 		parent, signer = template, key
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, signer)
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), signer)
 	if err != nil {
 		a.t.Fatal(err)
 	}
@@ -78,15 +85,25 @@ func (a *Authority) sign(template, parent *x509.Certificate) (*x509.Certificate,
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	return cert, key
+	return cert
 }
 
 // Leaf returns a certificate for clients and servers, as change completes it.
 func (a *Authority) Leaf(change func(*x509.Certificate)) tls.Certificate {
 	a.t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return a.LeafFor(key, change)
+}
+
+// LeafFor returns a certificate for a key that is there already.
+func (a *Authority) LeafFor(key crypto.Signer, change func(*x509.Certificate)) tls.Certificate {
+	a.t.Helper()
 	template := &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}}
 	change(template)
-	cert, key := a.sign(template, a.cert)
+	cert := a.signFor(key, template, a.cert)
 	return tls.Certificate{Certificate: append([][]byte{cert.Raw}, a.chain...), PrivateKey: key, Leaf: cert}
 }
 

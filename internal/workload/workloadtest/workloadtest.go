@@ -21,6 +21,14 @@ import (
 	"github.com/tokenbroker/tokenbroker/internal/testca"
 )
 
+// What the API hands out.
+type (
+	// Answer is all that a workload gets.
+	Answer = workload.X509SVIDResponse
+	// SVID is one of its identities.
+	SVID = workload.X509SVID
+)
+
 // Domain is a trust domain with one authority.
 type Domain struct {
 	*testca.Authority
@@ -44,7 +52,7 @@ func (d *Domain) Member(path string, change func(*x509.Certificate)) tls.Certifi
 
 // SVID returns a certificate as the API hands it out, with the domain's
 // authority.
-func (d *Domain) SVID(t testing.TB, member tls.Certificate) *workload.X509SVID {
+func (d *Domain) SVID(t testing.TB, member tls.Certificate) *SVID {
 	t.Helper()
 	key, err := x509.MarshalPKCS8PrivateKey(member.PrivateKey)
 	if err != nil {
@@ -54,7 +62,7 @@ func (d *Domain) SVID(t testing.TB, member tls.Certificate) *workload.X509SVID {
 	for _, der := range member.Certificate {
 		chain = append(chain, der...)
 	}
-	return &workload.X509SVID{SpiffeId: member.Leaf.URIs[0].String(), X509Svid: chain, X509SvidKey: key, Bundle: d.Certificate().Raw}
+	return &SVID{SpiffeId: member.Leaf.URIs[0].String(), X509Svid: chain, X509SvidKey: key, Bundle: d.Certificate().Raw}
 }
 
 // ID is what the API calls the trust domain.
@@ -69,7 +77,7 @@ type API struct {
 	mu      sync.Mutex
 	server  *grpc.Server // nil while it is away
 	served  chan struct{}
-	answer  *workload.X509SVIDResponse
+	answer  *Answer
 	refusal error         // instead of an answer
 	changed chan struct{} // closed when answer or refusal have changed
 	asked   int           // how many times the API was asked
@@ -125,7 +133,7 @@ func (a *API) Stop() {
 }
 
 // Say is the answer from now on, on open streams, too.
-func (a *API) Say(answer *workload.X509SVIDResponse) { a.set(answer, nil) }
+func (a *API) Say(answer *Answer) { a.set(answer, nil) }
 
 // Refuse is what becomes of all streams from now on.
 func (a *API) Refuse(code codes.Code, text string) { a.set(nil, status.Error(code, text)) }
@@ -137,7 +145,7 @@ func (a *API) Asked() int {
 	return a.asked
 }
 
-func (a *API) set(answer *workload.X509SVIDResponse, refusal error) {
+func (a *API) set(answer *Answer, refusal error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.answer, a.refusal = answer, refusal
