@@ -202,6 +202,46 @@ func TestRevocationReachesTheDoors(t *testing.T) {
 	}
 }
 
+// TestRevokedCallers knocks with certificates from below an intermediate
+// authority, which is revoked, or has revoked them.
+func TestRevokedCallers(t *testing.T) {
+	t.Parallel()
+	root := testca.New(t)
+	good, bad := root.Intermediate("good"), root.Intermediate("bad")
+	named := testca.Named("worker.example.com")
+	fired := good.Leaf(named)
+	s := newStage(t)
+	s.tlsFiles(root)
+	s.write("ca.pem", string(root.PEM())+string(good.PEM()))
+	gone := root.Leaf(named)
+	s.write("root.crl", string(root.RevocationList(nil, gone.Leaf, bad.Certificate()))) // DER
+	s.write("good.crl", string(testca.ListPEM(good.RevocationList(nil, fired.Leaf))))
+	p := start(t, s.tlsConfig("tls, min_version: 1.2, client_crl: [root.crl, good.crl]", ""))
+	for name, c := range map[string]struct {
+		client tls.Certificate
+		code   codes.Code
+	}{
+		"a good one": {root.Leaf(named), codes.OK},
+		"a good one, from below a good intermediate": {good.Leaf(named), codes.OK},
+		"a revoked one":                     {gone, codes.Unavailable},
+		"from below a revoked intermediate": {bad.Leaf(named), codes.Unavailable},
+		"revoked by its intermediate":       {fired, codes.Unavailable},
+	} {
+		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+			conn, err := grpc.NewClient("passthrough:///"+p.address, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
+				RootCAs: root.Pool(), ServerName: "127.0.0.1", Certificates: []tls.Certificate{c.client}, MaxVersion: version,
+			})))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := issue(t, conn); status.Code(err) != c.code {
+				t.Errorf("%s over %s: %v", name, tls.VersionName(version), err)
+			}
+			conn.Close()
+		}
+	}
+}
+
 func TestEndsOfCertificatesAreMetrics(t *testing.T) {
 	t.Parallel()
 	s := newStage(t)

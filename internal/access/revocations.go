@@ -228,6 +228,18 @@ func (r *Revocations) Check(chain []*x509.Certificate) error {
 	return r.checkAuthority(chain[len(chain)-1], len(r.authorities))
 }
 
+// CheckChains returns why none of the chains that a handshake has verified is to
+// be believed any more; nil if one is, or if there is none.
+func (r *Revocations) CheckChains(chains [][]*x509.Certificate) error {
+	var reason error
+	for _, chain := range chains {
+		if reason = r.Check(chain); reason == nil {
+			return nil
+		}
+	}
+	return reason
+}
+
 // checkAuthority is for the end of a chain: an authority that is believed
 // although it is not a root can be revoked by one that is above it.
 func (r *Revocations) checkAuthority(certificate *x509.Certificate, steps int) error {

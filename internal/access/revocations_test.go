@@ -91,6 +91,31 @@ func TestRevocationsOfChains(t *testing.T) {
 	}
 }
 
+func TestOneGoodChainIsEnough(t *testing.T) {
+	root, other := testca.New(t), testca.New(t)
+	between := root.Intermediate("between")
+	leaf := worker(between)
+	long, short := []*x509.Certificate{leaf, between.Certificate(), root.Certificate()}, []*x509.Certificate{leaf, between.Certificate(), other.Certificate()}
+	r := revocations(t, []*testca.Authority{root, other}, root.RevocationList(nil, between.Certificate()))
+	for name, c := range map[string]struct {
+		chains [][]*x509.Certificate
+		good   bool
+	}{
+		"none":                {nil, true},
+		"a revoked one":       {[][]*x509.Certificate{long}, false},
+		"two revoked ones":    {[][]*x509.Certificate{long, long}, false},
+		"and then a good":     {[][]*x509.Certificate{long, short}, true},
+		"a good one at first": {[][]*x509.Certificate{short, long}, true},
+	} {
+		if err := r.CheckChains(c.chains); (err == nil) != c.good {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := (*access.Revocations)(nil).CheckChains([][]*x509.Certificate{long}); err != nil {
+		t.Error(err)
+	}
+}
+
 // extension changes a list by one that says what it likes.
 func extension(critical bool, id asn1.ObjectIdentifier, value []byte) func(*x509.RevocationList) {
 	return func(l *x509.RevocationList) {

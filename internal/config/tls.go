@@ -80,14 +80,7 @@ func notRevoked(r *access.Revocations) func(tls.ConnectionState) error {
 	if r == nil {
 		return nil
 	}
-	return func(state tls.ConnectionState) error {
-		for _, chain := range state.VerifiedChains {
-			if err := r.Check(chain); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
+	return func(state tls.ConnectionState) error { return r.CheckChains(state.VerifiedChains) }
 }
 
 // workloadAPI returns where the server's identity comes from.

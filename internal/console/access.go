@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -77,7 +76,7 @@ func (c *console) identify(r *http.Request) (*operator, *problem) {
 		if time.Now().After(leaf.NotAfter) { // since the handshake
 			return nil, endedCertificate()
 		}
-		if a.revoked(r.TLS.VerifiedChains) {
+		if a.Revocations != nil && a.Revocations().CheckChains(r.TLS.VerifiedChains) != nil { // since the handshake
 			return nil, revokedCertificate()
 		}
 		return &operator{Caller: holder}, nil
@@ -95,16 +94,6 @@ func (c *console) identify(r *http.Request) (*operator, *problem) {
 		return nil, notFromHere()
 	}
 	return nil, consoleOff()
-}
-
-// revoked reports whether a certificate of the chains has been revoked, perhaps
-// since the handshake.
-func (a Access) revoked(chains [][]*x509.Certificate) bool {
-	if a.Revocations == nil {
-		return false
-	}
-	now := a.Revocations()
-	return slices.ContainsFunc(chains, func(chain []*x509.Certificate) bool { return now.Check(chain) != nil })
 }
 
 // opens compares in constant time. An empty token opens nothing.

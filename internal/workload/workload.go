@@ -153,8 +153,9 @@ func (s *Source) Believe(trustDomains []string) error {
 }
 
 // TLS returns base with the certificate and the authorities of this moment. The
-// caller's identity is checked as the last step of the handshake. Until the API has
-// answered, every handshake fails.
+// identity in a caller's certificate is checked as the last step of the handshake;
+// base.ClientAuth says whether there must be one. Until the API has answered, every
+// handshake fails.
 func (s *Source) TLS(base *tls.Config) *tls.Config {
 	c := base.Clone()
 	m := s.current.Load()
@@ -168,7 +169,11 @@ func (s *Source) TLS(base *tls.Config) *tls.Config {
 }
 
 // verify holds a caller to the rules of SPIFFE, and to its own trust domain.
+// Whether a caller may come without a certificate is not decided here.
 func (m *material) verify(state tls.ConnectionState) error {
+	if len(state.PeerCertificates) == 0 {
+		return nil
+	}
 	_, _, err := x509svid.Verify(state.PeerCertificates, m.bundles)
 	return err
 }

@@ -82,6 +82,11 @@ var base = &tls.Config{MinVersion: tls.VersionTLS13, ClientAuth: tls.RequireAndV
 // made of it, and what the server showed.
 func (s *stage) meet(client tls.Certificate) (tls.ConnectionState, *x509.Certificate, error) {
 	s.Helper()
+	return s.meetWith(base, client)
+}
+
+func (s *stage) meetWith(base *tls.Config, client tls.Certificate) (tls.ConnectionState, *x509.Certificate, error) {
+	s.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		s.Fatal(err)
@@ -232,6 +237,35 @@ func TestMembers(t *testing.T) {
 	}
 	if err := s.source.Believe([]string{"not a domain"}); err == nil {
 		t.Error("that is no trust domain")
+	}
+}
+
+// Callers may prove themselves otherwise, where the config says so; a certificate
+// must be good all the same.
+func TestCertificatesThatAreNotNeeded(t *testing.T) {
+	api, own, other := workloadtest.New(t), workloadtest.NewDomain(t, "own.test"), workloadtest.NewDomain(t, "other.test")
+	optional := base.Clone()
+	optional.ClientAuth = tls.VerifyClientCertIfGiven
+	api.Stop()
+	s := newStage(t, api)
+	if _, _, err := s.meetWith(optional, tls.Certificate{}); err == nil {
+		t.Error("a handshake succeeded before there was a certificate")
+	}
+	api.Start()
+	api.Say(answer(t, own, nil))
+	s.ready()
+	for name, c := range map[string]struct {
+		client tls.Certificate
+		ok     bool
+	}{
+		"none":         {tls.Certificate{}, true},
+		"a member's":   {own.Member("/worker", nil), true},
+		"a stranger's": {other.Member("/worker", nil), false},
+		"of nobody":    {own.Leaf(testca.Named("worker.example.com")), false},
+	} {
+		if _, _, err := s.meetWith(optional, c.client); (err == nil) != c.ok {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 
