@@ -49,7 +49,8 @@ func worker(a *testca.Authority) *x509.Certificate { return a.Leaf(testca.Named(
 func TestRevocationsOfChains(t *testing.T) {
 	root, stranger := testca.New(t), testca.New(t) // one name, two keys
 	between := root.Intermediate("between")
-	leaf, direct := worker(between), worker(root)
+	below := between.Intermediate("below")
+	leaf, direct, lowest := worker(between), worker(root), worker(below)
 	same := stranger.Leaf(func(c *x509.Certificate) { c.SerialNumber = direct.SerialNumber }).Leaf
 	roots := []*testca.Authority{root, stranger}
 	all := append(roots, between)
@@ -62,22 +63,24 @@ func TestRevocationsOfChains(t *testing.T) {
 		chain   []*x509.Certificate
 		revoked bool
 	}{
-		"nothing is configured":                   {nil, long, false},
-		"no chain":                                {revocations(t, roots, root.RevocationList(nil)), nil, false},
-		"no list":                                 {revocations(t, roots), long, false},
-		"an empty list":                           {revocations(t, roots, root.RevocationList(nil)), long, false},
-		"the leaf":                                {revocations(t, roots, root.RevocationList(nil, direct)), []*x509.Certificate{direct, root.Certificate()}, true},
-		"another leaf":                            {revocations(t, roots, root.RevocationList(nil, worker(root))), []*x509.Certificate{direct, root.Certificate()}, false},
-		"the intermediate":                        {revocations(t, roots, root.RevocationList(nil, between.Certificate())), long, true},
-		"the leaf, by the intermediate":           {revocations(t, all, between.RevocationList(nil, leaf)), long, true},
-		"the leaf's number, by the root":          {revocations(t, roots, root.RevocationList(nil, leaf)), long, false},
-		"the leaf, the intermediate is believed":  {revocations(t, all, between.RevocationList(nil, leaf)), short, true},
-		"the intermediate, though it is believed": {revocations(t, all, root.RevocationList(nil, between.Certificate())), short, true},
-		"a namesake's leaf of the same number":    {revocations(t, roots, root.RevocationList(nil, direct)), []*x509.Certificate{same, stranger.Certificate()}, false},
-		"a list that is late":                     {revocations(t, roots, root.RevocationList(late, direct)), []*x509.Certificate{direct, root.Certificate()}, true},
-		"the newer list has it":                   {revocations(t, roots, root.RevocationList(nil), root.RevocationList(higher, direct)), []*x509.Certificate{direct, root.Certificate()}, true},
-		"the newer list came first":               {revocations(t, roots, root.RevocationList(higher, direct), root.RevocationList(nil)), []*x509.Certificate{direct, root.Certificate()}, true},
-		"the newer list has it no more":           {revocations(t, roots, root.RevocationList(nil, direct), root.RevocationList(higher)), []*x509.Certificate{direct, root.Certificate()}, false},
+		"nothing is configured":                         {nil, long, false},
+		"no chain":                                      {revocations(t, roots, root.RevocationList(nil)), nil, false},
+		"no list":                                       {revocations(t, roots), long, false},
+		"an empty list":                                 {revocations(t, roots, root.RevocationList(nil)), long, false},
+		"the leaf":                                      {revocations(t, roots, root.RevocationList(nil, direct)), []*x509.Certificate{direct, root.Certificate()}, true},
+		"another leaf":                                  {revocations(t, roots, root.RevocationList(nil, worker(root))), []*x509.Certificate{direct, root.Certificate()}, false},
+		"the intermediate":                              {revocations(t, roots, root.RevocationList(nil, between.Certificate())), long, true},
+		"the leaf, by the intermediate":                 {revocations(t, all, between.RevocationList(nil, leaf)), long, true},
+		"the leaf's number, by the root":                {revocations(t, roots, root.RevocationList(nil, leaf)), long, false},
+		"the leaf, the intermediate is believed":        {revocations(t, all, between.RevocationList(nil, leaf)), short, true},
+		"the intermediate, though it is believed":       {revocations(t, all, root.RevocationList(nil, between.Certificate())), short, true},
+		"a namesake's leaf of the same number":          {revocations(t, roots, root.RevocationList(nil, direct)), []*x509.Certificate{same, stranger.Certificate()}, false},
+		"an authority two steps above the believed one": {revocations(t, append(all, below), root.RevocationList(nil, between.Certificate())), []*x509.Certificate{lowest, below.Certificate()}, true},
+		"a namesake above the believed one":             {revocations(t, all, stranger.RevocationList(nil, between.Certificate())), short, false},
+		"a list that is late":                           {revocations(t, roots, root.RevocationList(late, direct)), []*x509.Certificate{direct, root.Certificate()}, true},
+		"the newer list has it":                         {revocations(t, roots, root.RevocationList(nil), root.RevocationList(higher, direct)), []*x509.Certificate{direct, root.Certificate()}, true},
+		"the newer list came first":                     {revocations(t, roots, root.RevocationList(higher, direct), root.RevocationList(nil)), []*x509.Certificate{direct, root.Certificate()}, true},
+		"the newer list has it no more":                 {revocations(t, roots, root.RevocationList(nil, direct), root.RevocationList(higher)), []*x509.Certificate{direct, root.Certificate()}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := c.r.Check(c.chain)
