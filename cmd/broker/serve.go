@@ -12,6 +12,7 @@ import (
 	"slices"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -21,6 +22,7 @@ import (
 	"github.com/tokenbroker/tokenbroker/internal/service"
 	"github.com/tokenbroker/tokenbroker/internal/serviceaccount"
 	"github.com/tokenbroker/tokenbroker/internal/store"
+	"github.com/tokenbroker/tokenbroker/internal/workload"
 )
 
 func newServe() *cobra.Command {
@@ -67,12 +69,20 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 
 	var settings, adminSettings atomic.Pointer[tls.Config]
 	var bearer atomic.Pointer[broker.Secret]
+	var operators atomic.Pointer[access.Revocations]
 	o := serverOptions{
 		log: log, reflection: c.Server.Reflection, store: c.Store,
-		admin: adminOptions{local: isLocal(c.Admin.Address), certificates: knowsOperators(c.Admin), url: c.Admin.URL},
+		admin: adminOptions{local: isLocal(c.Admin.Address), certificates: knowsOperators(c.Admin), revocations: operators.Load, url: c.Admin.URL},
 	}
 	if c.Server.TLS != nil {
 		o.tls = settings.Load
+	}
+	if w := c.Server.WorkloadAPI; w != nil {
+		o.workload, err = workload.Open(workload.Options{Address: w.Address, TrustDomains: w.TrustDomains, Logger: log})
+		if err != nil {
+			return usageError{err}
+		}
+		o.tls = func() *tls.Config { return o.workload.TLS(settings.Load()) }
 	}
 	if c.Admin.TLS != nil {
 		o.admin.tls = adminSettings.Load
@@ -90,9 +100,16 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 		if err != nil {
 			return err
 		}
+		if w := c.Server.WorkloadAPI; w != nil {
+			if err := s.workload.Believe(w.TrustDomains); err != nil {
+				return err
+			}
+		}
 		level.Set(c.Log.Level)
 		settings.Store(c.Server.TLS)
 		adminSettings.Store(c.Admin.TLS)
+		operators.Store(c.Admin.Revocations)
+		s.config.Store(c)
 		bearer.Store(&c.Admin.BearerToken)
 		if c.Store != nil {
 			s.redis.Use(c.Store.Access)
@@ -109,7 +126,7 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 		return usageError{err}
 	}
 
-	calls, err := listen(c.Server.Network, c.Server.Address)
+	calls, err := listenForCalls(c.Server)
 	if err != nil {
 		return err
 	}
@@ -135,7 +152,7 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 // trustOf is what a config says is to be believed of callers; accounts are those
 // of its clusters.
 func trustOf(c *config.Config, accounts *serviceaccount.Verifier) service.Trust {
-	t := service.Trust{Forwarders: c.Server.Forwarders}
+	t := service.Trust{Forwarders: c.Server.Forwarders, Revocations: c.Server.Revocations}
 	if len(c.Server.ServiceAccounts) > 0 {
 		t.ServiceAccounts = accounts
 	}
@@ -164,21 +181,41 @@ func (r *reloader) run(ctx context.Context) {
 		})
 	}()
 	defer func() { <-watching }()
+	var enough <-chan time.Time // nil: there is nothing to be patient with
 	for {
+		patient := true
 		select {
 		case <-ctx.Done():
 			return
-		case <-r.hangups:
+		case <-r.hangups: // somebody waits for an answer
+			patient = false
+		case <-enough:
+			patient = false
 		case <-again:
 		}
-		r.reload()
+		switch waits := r.reload(patient); {
+		case !waits:
+			enough = nil
+		case enough == nil:
+			enough = time.After(patience)
+		}
 	}
 }
 
-// reload is all or nothing.
-func (r *reloader) reload() {
+// patience is how long files that do not fit together are taken for ones that
+// are being replaced, a certificate before its key. Then it is told.
+const patience = 3 * time.Second
+
+// reload is all or nothing. It waits, and says so, when it is patient and what is
+// wrong may be over in a moment.
+func (r *reloader) reload(patient bool) (waits bool) {
 	log := r.server.log
 	next, err := r.loader.Load()
+	var problems config.Problems
+	if errors.As(err, &problems) && problems.Passing() && patient {
+		log.Info("config not reloaded yet, its files do not fit together at this moment", "path", problems[0].Path)
+		return true
+	}
 	if err == nil {
 		err = r.fits(next)
 	}
@@ -187,17 +224,17 @@ func (r *reloader) reload() {
 	}
 	r.server.metrics.Reloaded(err == nil)
 	if err != nil {
-		var problems config.Problems
 		if !errors.As(err, &problems) {
 			log.Error("config not reloaded, the old one stays", "error", err)
 		}
 		for _, p := range problems {
 			log.Error("config not reloaded, the old one stays", "file", p.File, "line", p.Line, "column", p.Column, "path", p.Path, "error", p.Message)
 		}
-		return
+		return false
 	}
 	r.current = next
 	log.Info("config reloaded", "profiles", len(next.Profiles))
+	return false
 }
 
 // fits refuses what cannot change under a running server.
@@ -210,6 +247,7 @@ func (r *reloader) fits(next *config.Config) error {
 	}{
 		{"server.address", was.Server.Network != is.Server.Network || was.Server.Address != is.Server.Address},
 		{"server.tls", (was.Server.TLS == nil) != (is.Server.TLS == nil)},
+		{"server.tls.workload_api", apiOf(was) != apiOf(is)},
 		{"server.reflection", was.Server.Reflection != is.Server.Reflection},
 		{"admin.address", was.Admin.Address != is.Admin.Address},
 		{"admin.tls", (was.Admin.TLS == nil) != (is.Admin.TLS == nil)},
@@ -233,6 +271,14 @@ func (r *reloader) fits(next *config.Config) error {
 
 // knowsOperators reports whether operators can prove themselves by certificate.
 func knowsOperators(a config.Admin) bool { return a.TLS != nil && a.TLS.ClientCAs != nil }
+
+// apiOf is the address of the Workload API; empty without one.
+func apiOf(c *config.Config) string {
+	if c.Server.WorkloadAPI == nil {
+		return ""
+	}
+	return c.Server.WorkloadAPI.Address
+}
 
 // redisOf is how the store is reached; the zero value without one.
 func redisOf(c *config.Config) store.RedisOptions {

@@ -23,6 +23,7 @@ import (
 	"github.com/tokenbroker/tokenbroker/internal/console"
 	"github.com/tokenbroker/tokenbroker/internal/service"
 	"github.com/tokenbroker/tokenbroker/internal/store"
+	"github.com/tokenbroker/tokenbroker/internal/workload"
 )
 
 // drainTimeout is how long calls under way may take after a stop was asked for.
@@ -31,20 +32,23 @@ const drainTimeout = 25 * time.Second
 
 // server is one replica: the broker, its gRPC door and its admin door.
 type server struct {
-	log     *slog.Logger
-	redis   *store.Redis // nil: tokens are in the memory of this process only
-	broker  *broker.Broker
-	access  *access.Authorizer
-	audit   *audit.Log // nil: nobody asks for it
-	service *service.Service
-	metrics *console.Metrics
-	admin   *http.Server
-	ready   readiness
+	log      *slog.Logger
+	redis    *store.Redis // nil: tokens are in the memory of this process only
+	broker   *broker.Broker
+	access   *access.Authorizer
+	audit    *audit.Log // nil: nobody asks for it
+	service  *service.Service
+	metrics  *console.Metrics
+	admin    *http.Server
+	ready    readiness
+	config   atomic.Pointer[config.Config] // in force; nil: there is no file
+	workload *workload.Source              // nil: certificates are files
 }
 
 type serverOptions struct {
 	log        *slog.Logger
 	tls        func() *tls.Config // nil: no TLS
+	workload   *workload.Source   // nil: certificates are files
 	reflection bool
 	store      *config.Store // nil: memory
 	admin      adminOptions
@@ -52,15 +56,16 @@ type serverOptions struct {
 
 // adminOptions say who may do what on the admin address.
 type adminOptions struct {
-	local        bool                 // it is a loopback address
-	tls          func() *tls.Config   // nil: no TLS
-	certificates bool                 // tls asks for certificates of operators
+	local        bool               // it is a loopback address
+	tls          func() *tls.Config // nil: no TLS
+	certificates bool               // tls asks for certificates of operators
+	revocations  func() *access.Revocations
 	bearer       func() broker.Secret // nil: no bearer token
 	url          string               // as browsers see it, if a proxy is in front
 }
 
 func (o adminOptions) access(authorizer *access.Authorizer) console.Access {
-	a := console.Access{Local: o.local, BearerToken: o.bearer, Authorizer: authorizer}
+	a := console.Access{Local: o.local, BearerToken: o.bearer, Authorizer: authorizer, Revocations: o.revocations}
 	if o.certificates {
 		a.Certificate = access.Identify
 	}
@@ -69,7 +74,7 @@ func (o adminOptions) access(authorizer *access.Authorizer) console.Access {
 
 // newServer builds a replica without profiles; configure gives it some.
 func newServer(o serverOptions) (*server, error) {
-	s := &server{log: o.log, access: access.NewAuthorizer()}
+	s := &server{log: o.log, access: access.NewAuthorizer(), workload: o.workload}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	ours := prometheus.WrapRegistererWithPrefix("token_broker_", registry)
@@ -84,7 +89,7 @@ func newServer(o serverOptions) (*server, error) {
 		ours.MustRegister(console.Store(s.storeStats))
 	}
 	s.broker = broker.New(shared, b)
-	ours.MustRegister(console.Profiles(s.broker))
+	ours.MustRegister(console.Profiles(s.broker), console.Expiry(s.ends))
 	var err error
 	s.service, err = service.New(service.Options{
 		Broker: s.broker, Logger: o.log, Registerer: ours, TLS: o.tls, Reflection: o.reflection,
@@ -96,7 +101,7 @@ func newServer(o serverOptions) (*server, error) {
 	}
 	s.admin = &http.Server{
 		Handler: console.Handler(console.Options{
-			Broker: s.broker, Ready: s.ready.missing, Degraded: s.degraded, Gatherer: registry, Version: buildVersion(),
+			Broker: s.broker, Ready: s.missing, Degraded: s.degraded, Gatherer: registry, Version: buildVersion(),
 			Access: o.admin.access(s.access), LastCall: s.service.LastCall, URL: o.admin.url, Logger: o.log,
 		}),
 		ReadHeaderTimeout: 5 * time.Second,
@@ -108,7 +113,7 @@ func newServer(o serverOptions) (*server, error) {
 	}
 	if settings := o.admin.tls; settings != nil {
 		s.admin.TLSConfig = &tls.Config{
-			MinVersion:         tls.VersionTLS12, // the settings of each handshake decide
+			MinVersion:         tls.VersionTLS13, // the settings of each handshake decide
 			GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return settings(), nil },
 		}
 	}
@@ -124,6 +129,17 @@ func (s *server) configure(profiles []*broker.Profile, policy *access.Policy) {
 	// Streams are judged anew, because their profiles' scopes may be others.
 	s.access.Use(policy)
 	s.metrics.Loaded()
+}
+
+// missing names what stands against answering calls.
+func (s *server) missing() []string {
+	missing := s.ready.missing()
+	if s.workload != nil {
+		if identity := s.workload.Missing(); identity != "" {
+			missing = append(missing, identity)
+		}
+	}
+	return missing
 }
 
 // run serves until ctx ends, and then lets calls under way finish: health goes
@@ -177,6 +193,9 @@ func (s *server) close() {
 	s.broker.Close()
 	if s.redis != nil {
 		s.redis.Close()
+	}
+	if s.workload != nil {
+		s.workload.Close()
 	}
 }
 

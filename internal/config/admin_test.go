@@ -23,7 +23,7 @@ func TestAdmin(t *testing.T) {
 `, directory))
 	equal(t, warnings(t, c), nil)
 	a := c.Admin
-	if a.TLS == nil || a.TLS.ClientAuth != tls.VerifyClientCertIfGiven || a.TLS.ClientCAs == nil || a.TLS.MinVersion != tls.VersionTLS12 || len(a.TLS.Certificates) != 1 {
+	if a.TLS == nil || a.TLS.ClientAuth != tls.VerifyClientCertIfGiven || a.TLS.ClientCAs == nil || a.TLS.MinVersion != tls.VersionTLS13 || len(a.TLS.Certificates) != 1 {
 		t.Errorf("got TLS %+v", a.TLS)
 	}
 	if a.BearerToken.Reveal() != canary+"-0123" || a.URL != "https://broker.example.com" {

@@ -28,6 +28,7 @@ package config
 import (
 	"crypto/tls"
 	"log/slog"
+	"time"
 
 	"github.com/tokenbroker/tokenbroker/internal/access"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
@@ -55,6 +56,8 @@ type Config struct {
 	Policy []access.Rule
 	// Places of the policy's rules, in the same order.
 	Places []Place
+	// Certificates that the configuration names, each file once, sorted by name.
+	Certificates []Certificate
 	// Files that were read, the configuration file among them: absolute paths,
 	// sorted. See [Loader.Watch].
 	Files []string
@@ -78,10 +81,15 @@ type Server struct {
 	// "unix" and a path.
 	Network, Address string
 	// TLS demands a client certificate that one of the configured authorities
-	// has signed; where callers can prove themselves by a token, one may be
-	// missing. Nil means no TLS, which loopback addresses and sockets only are
-	// allowed.
+	// has signed, and none has revoked; where callers can prove themselves by a
+	// token, one may be missing. Nil means no TLS, which loopback addresses and
+	// sockets only are allowed.
 	TLS *tls.Config
+	// WorkloadAPI is where the certificate and the authorities that TLS lacks
+	// come from; nil means that it has them.
+	WorkloadAPI *WorkloadAPI
+	// Revocations are what TLS asks in the handshake; nil revokes nothing.
+	Revocations *access.Revocations
 	// Reflection says whether the schema is served.
 	Reflection bool
 	// Forwarders are the proxies that are believed about who is behind them;
@@ -92,6 +100,25 @@ type Server struct {
 	ServiceAccounts []serviceaccount.Cluster
 }
 
+// WorkloadAPI says where the server's SPIFFE identity comes from.
+type WorkloadAPI struct {
+	// Address of the API: "unix:" and a path, or "tcp://" and host:port.
+	Address string
+	// TrustDomains whose members may connect; none means that of the server's
+	// own identity.
+	TrustDomains []string
+}
+
+// Certificate is a file of certificates that end.
+type Certificate struct {
+	// Name is "server", "client_ca", "admin", "admin_client_ca", "redis",
+	// "redis_ca", or "profile:" and the name of a profile whose client proves
+	// itself by one.
+	Name string
+	// End is when the first in the file ends.
+	End time.Time
+}
+
 // Admin says where operators reach health, metrics and the console.
 type Admin struct {
 	// Address is host:port.
@@ -99,6 +126,8 @@ type Admin struct {
 	// TLS asks for a client certificate where there are authorities to judge
 	// it, and goes on without one. Nil means plain HTTP.
 	TLS *tls.Config
+	// Revocations are what TLS asks in the handshake; nil revokes nothing.
+	Revocations *access.Revocations
 	// BearerToken opens the console to whoever knows it; empty opens nothing.
 	BearerToken broker.Secret
 	// URL of the console as browsers see it, without a slash at its end; empty

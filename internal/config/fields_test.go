@@ -28,6 +28,9 @@ const (
 	profile = "profiles: [{name: p, vantage: {region: eu, client_id: c, client_secret: {env: SECRET}, client_credentials: {}}}]\n"
 	tlsPart = "server: {address: 127.0.0.1:7443, tls: {certificate: $DIR/tls.crt, private_key: $DIR/tls.key, client_ca: $DIR/ca.crt}}\n"
 
+	// A server whose identity comes from a Workload API.
+	workloadPart = "server: {tls: {workload_api: {address: 'unix:/run/api.sock', trust_domains: [a.test]}}}\n"
+
 	// A profile with refresh tokens.
 	passwordProfile = "profiles: [{name: p, scopes: [openid, offline_access], rotation: {}, vantage: {region: eu, client_id: c, client_secret: {env: SECRET}, " +
 		"password: {username: {env: SECRET}, password: {env: SECRET}}}}]\n"
@@ -74,6 +77,11 @@ var used = map[string]probe{
 	"server.tls.private_key":                           {profile + tlsPart, "$DIR/tls.key", "$DIR/other/tls.key"},
 	"server.tls.client_ca":                             {profile + tlsPart, "$DIR/ca.crt", "$DIR/other/ca.crt"},
 	"server.tls.min_version":                           {profile + tlsPart, "tls: {", "tls: {min_version: 1.2, "},
+	"server.tls.client_crl":                            {profile + tlsPart, "tls: {", "tls: {client_crl: [$DIR/ca.crl], "},
+	"server.tls.workload_api.address":                  {profile + workloadPart, "unix:/run/api.sock", "unix:/run/other.sock"},
+	"server.tls.workload_api.trust_domains":            {profile + workloadPart, "a.test", "b.test"},
+	"admin.tls.client_crl":                             {profile + adminPart, "tls: {", "tls: {client_crl: [$DIR/ca.crl], "},
+	"admin.tls.min_version":                            {profile + adminPart, "tls: {", "tls: {min_version: 1.2, "},
 	"server.reflection":                                {profile, "", "server: {reflection: true}\n"},
 	"server.service_accounts.cluster":                  {profile + clusterPart, "cluster: c", "cluster: d"},
 	"server.service_accounts.issuer":                   {profile + clusterPart, "https://kube.example.com'", "https://other.example.com'"},
@@ -216,7 +224,6 @@ func usedByOthers() map[string]probe {
 
 // Fields that are yet to be used, by how their paths begin.
 var pending = []string{
-	"server.tls.client_crl", "server.tls.workload_api", "admin.tls.client_crl",
 	"server.limits", "audit",
 }
 
@@ -330,11 +337,13 @@ func describe(c *config.Config) string {
 	fmt.Fprintln(&s, c.Server.Network, c.Server.Address, c.Server.Reflection, c.Server.Forwarders.Rules(), c.Admin.Address, c.Admin.URL, credential(c.Admin.BearerToken.Reveal()), c.Log, c.Policy, c.Warnings)
 	if c.Admin.TLS != nil {
 		//lint:ignore SA1019 Subjects says too little of the system's authorities only.
-		fmt.Fprintln(&s, c.Admin.TLS.Certificates[0].Certificate, c.Admin.TLS.ClientCAs.Subjects())
+		fmt.Fprintln(&s, c.Admin.TLS.MinVersion, c.Admin.TLS.Certificates[0].Certificate, c.Admin.TLS.ClientCAs.Subjects(), c.Admin.Revocations.Lists())
 	}
-	if c.Server.TLS != nil {
+	if c.Server.WorkloadAPI != nil {
+		fmt.Fprintln(&s, *c.Server.WorkloadAPI)
+	} else if c.Server.TLS != nil {
 		//lint:ignore SA1019 Subjects says too little of the system's authorities only.
-		fmt.Fprintln(&s, c.Server.TLS.MinVersion, c.Server.TLS.Certificates[0].Certificate, c.Server.TLS.ClientCAs.Subjects())
+		fmt.Fprintln(&s, c.Server.TLS.MinVersion, c.Server.TLS.Certificates[0].Certificate, c.Server.TLS.ClientCAs.Subjects(), c.Server.Revocations.Lists())
 	}
 	for _, k := range c.Server.ServiceAccounts {
 		fmt.Fprintln(&s, k.Name, k.Issuer, k.Audience, k.Algorithms, k.MaxLifetime)

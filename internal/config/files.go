@@ -15,6 +15,10 @@ import (
 // itself included. A larger one is a mistake.
 const maxFile = 4 << 20
 
+// maxList is the size of the largest file of revocation lists that is read: half
+// a million certificates.
+const maxList = 32 << 20
+
 // digest names the content of a file. The zero digest is that of a file that
 // cannot be read.
 type digest [sha256.Size]byte
@@ -46,7 +50,7 @@ func (f files) read(path string, limit int) ([]byte, error) {
 	return data, nil
 }
 
-// readFile reads what digestOf looks at: one byte more than maxFile at the
+// readFile reads what digestOf looks at: one byte more than maxList at the
 // most, and nothing but regular files, since others can block for ever.
 func readFile(path string) ([]byte, error) {
 	info, err := os.Stat(path)
@@ -61,7 +65,7 @@ func readFile(path string) ([]byte, error) {
 		return nil, withoutPath(err)
 	}
 	defer file.Close()
-	data, err := io.ReadAll(io.LimitReader(file, maxFile+1))
+	data, err := io.ReadAll(io.LimitReader(file, maxList+1))
 	return data, withoutPath(err)
 }
 

@@ -146,7 +146,7 @@ func newAuthority(t testing.TB) *authority {
 	t.Helper()
 	a := &authority{}
 	a.certificate, a.key = a.sign(t, &x509.Certificate{
-		Subject: pkix.Name{CommonName: "authority " + rand.Text()}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+		Subject: pkix.Name{CommonName: "authority " + rand.Text()}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	})
 	return a
 }
@@ -191,7 +191,21 @@ func keyPEM(t testing.TB, key *ecdsa.PrivateKey) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 }
 
-// writeServerFiles writes tls.crt, tls.key and ca.crt into directory.
+// list is the authority's revocation list, as change completes it.
+func (a *authority) list(t testing.TB, change func(*x509.RevocationList)) string {
+	t.Helper()
+	template := &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: time.Now().Add(-time.Hour), NextUpdate: time.Now().Add(time.Hour)}
+	if change != nil {
+		change(template)
+	}
+	der, err := x509.CreateRevocationList(rand.Reader, template, a.certificate, a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der}))
+}
+
+// writeServerFiles writes tls.crt, tls.key, ca.crt and ca.crl into directory.
 func writeServerFiles(t testing.TB, directory string) {
 	t.Helper()
 	a := newAuthority(t)
@@ -199,6 +213,7 @@ func writeServerFiles(t testing.TB, directory string) {
 	write(t, filepath.Join(directory, "tls.crt"), certificatePEM(certificate))
 	write(t, filepath.Join(directory, "tls.key"), keyPEM(t, key))
 	write(t, filepath.Join(directory, "ca.crt"), certificatePEM(a.certificate))
+	write(t, filepath.Join(directory, "ca.crl"), a.list(t, nil))
 }
 
 // again writes again.crt into directory: another certificate for tls.key.

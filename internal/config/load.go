@@ -86,6 +86,7 @@ type load struct {
 	lookupEnv func(string) (string, bool)
 	files     files
 	secrets   map[*configv1.Secret]broker.Secret
+	ends      map[string]time.Time // of certificates, by the path of their field
 }
 
 func newLoad(name string, options Options) *load {
@@ -100,6 +101,7 @@ func newLoad(name string, options Options) *load {
 		lookupEnv: options.LookupEnv,
 		files:     files{},
 		secrets:   map[*configv1.Secret]broker.Secret{},
+		ends:      map[string]time.Time{},
 	}
 }
 
@@ -126,7 +128,7 @@ func readText(path string) ([]byte, error) {
 		return nil, err
 	}
 	defer file.Close()
-	return io.ReadAll(io.LimitReader(file, maxFile+1))
+	return io.ReadAll(io.LimitReader(file, maxList+1) /* as readFile */)
 }
 
 // run takes text through all stages.
@@ -171,5 +173,6 @@ func (l *load) build(text []byte) *Config {
 		config.Store = l.store(message.GetStore())
 	}
 	config.Profiles = l.profiles(message, config.Admin)
+	config.Certificates = l.certificates(message.GetProfiles())
 	return config
 }

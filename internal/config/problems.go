@@ -20,6 +20,9 @@ type Problem struct {
 	Path string `json:"path,omitempty"`
 	// Message says what is wrong and what to do about it.
 	Message string `json:"message"`
+	// Passing says that it may be over in a moment: certificates, keys and
+	// lists belong together, and are replaced one after the other.
+	Passing bool `json:"-"`
 }
 
 // String is the problem as editors and terminals understand it:
@@ -48,6 +51,11 @@ func (p Problems) Error() string {
 		lines[i] = p[i].String()
 	}
 	return strings.Join(lines, "\n")
+}
+
+// Passing reports whether all of them may be over in a moment.
+func (p Problems) Passing() bool {
+	return len(p) > 0 && !slices.ContainsFunc(p, func(p Problem) bool { return !p.Passing })
 }
 
 // sorted returns p in the file's order, each problem once.
@@ -94,6 +102,12 @@ func (n *notes) problemAt(at position, path, message string) {
 	for ; !n.tainted[path]; path = parent(path) {
 		n.tainted[path] = true
 	}
+}
+
+// passing notes a problem that may be over in a moment.
+func (n *notes) passing(path, message string) {
+	n.problem(path, message)
+	n.problems[len(n.problems)-1].Passing = true
 }
 
 func (n *notes) warning(path, message string) {

@@ -98,7 +98,7 @@ func (l *load) keySource(path string, m *configv1.ServiceAccounts) *serviceaccou
 	l.checkKeysURL(child(path, "jwks_url"), m.GetJwksUrl())
 	s := &serviceaccount.Source{URL: m.GetJwksUrl(), Token: l.secrets[m.GetJwksToken()]}
 	if m.GetCa() != "" {
-		s.CA = l.authorities(child(path, "ca"), m.GetCa())
+		s.CA = poolOf(l.authorities(child(path, "ca"), m.GetCa()))
 	}
 	if at := child(path, "jwks_token"); !l.tainted[at] && !isHeaderText(s.Token.Reveal()) {
 		l.problem(l.nearer(at, "file.env.value"), "the token has blanks or letters that no header can carry")

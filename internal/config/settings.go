@@ -32,7 +32,7 @@ const (
 func (l *load) server(message *configv1.Server) Server {
 	s := Server{Network: "tcp", Address: cmp.Or(message.GetAddress(), defaultServerAddress), Reflection: message.GetReflection(), Forwarders: l.forwarders(message)}
 	if message.GetTls() != nil {
-		s.TLS = l.serverTLS(message.GetTls())
+		l.serverTLS(&s, message.GetTls())
 	}
 	if s.TLS != nil && len(message.GetServiceAccounts()) > 0 {
 		s.TLS.ClientAuth = tls.VerifyClientCertIfGiven // a token can do, which comes later
@@ -65,7 +65,7 @@ func (l *load) admin(message *configv1.Admin) Admin {
 		URL:         strings.TrimSuffix(message.GetUrl(), "/"),
 	}
 	if message.GetTls() != nil {
-		a.TLS = l.adminTLS(message.GetTls())
+		l.adminTLS(&a, message.GetTls())
 	}
 	if !l.tainted["admin.address"] {
 		l.checkPort("admin.address", a.Address)

@@ -54,6 +54,7 @@ func TestTLSMistakes(t *testing.T) {
 		"encrypted key":   {"tls.key", string(pem.EncodeToMemory(&pem.Block{Type: "ENCRYPTED PRIVATE KEY", Bytes: []byte(canary)})), privateKey + "$DIR/tls.key has no private key that can be used: it must be PEM and not encrypted"},
 		"another key":     {"tls.key", keyPEM(t, otherKey), privateKey + "$DIR/tls.key does not belong to the certificate in $DIR/tls.crt: use the two that were made together"},
 		"no authority":    {"ca.crt", certificatePEM(ca.certificate) + certificatePEM(leaf), clientCA + "$DIR/ca.crt: certificate 2 is not that of an authority (CA): remove it"},
+		"half a chain":    {"tls.crt", certificatePEM(leaf) + certificatePEM(ca.certificate)[:100], certificate + "$DIR/tls.crt: what comes after 1 certificates is cut off"},
 		"no CA at all":    {"ca.crt", "\n", clientCA + "$DIR/ca.crt: there is no certificate in it: it must be PEM, with BEGIN CERTIFICATE"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -28,6 +28,9 @@ type Access struct {
 	// Certificate names the holder of a verified client certificate, or nobody:
 	// nil. Nil itself: no client authority is configured.
 	Certificate func(leaf *x509.Certificate) *access.Caller
+	// Revocations in force at a request, which its connection may be older than;
+	// nil: nothing is revoked.
+	Revocations func() *access.Revocations
 	// Authorizer decides which profiles an operator may administer. Never nil.
 	Authorizer *access.Authorizer
 	// BearerToken that lets anyone do everything; nil: none is configured. An
@@ -72,6 +75,9 @@ func (c *console) identify(r *http.Request) (*operator, *problem) {
 		}
 		if time.Now().After(leaf.NotAfter) { // since the handshake
 			return nil, endedCertificate()
+		}
+		if a.Revocations != nil && a.Revocations().CheckChains(r.TLS.VerifiedChains) != nil { // since the handshake
+			return nil, revokedCertificate()
 		}
 		return &operator{Caller: holder}, nil
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/tokenbroker/tokenbroker/internal/access"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/console"
+	"github.com/tokenbroker/tokenbroker/internal/testca"
 )
 
 func withCertificates(o *console.Options) {
@@ -51,6 +52,39 @@ func uris(names ...string) (us []*url.URL) {
 		us = append(us, u)
 	}
 	return us
+}
+
+// A certificate can be revoked while its connection is open.
+func TestRevokedCertificates(t *testing.T) {
+	authority := testca.New(t)
+	ops := func(c *x509.Certificate) { c.DNSNames = []string{"ops.example.com"} }
+	good, bad := authority.Leaf(ops).Leaf, authority.Leaf(ops).Leaf
+	list, err := x509.ParseRevocationList(authority.RevocationList(nil, bad))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var now *access.Revocations
+	rig := newRig(t, newFake(codeProfile("review")), func(o *console.Options) {
+		withCertificates(o)
+		o.Access.Revocations = func() *access.Revocations { return now }
+	})
+	get := func(leaf *x509.Certificate) int {
+		a, _ := rig.do(request(http.MethodGet, "/", func(r *http.Request) {
+			chain := []*x509.Certificate{leaf, authority.Certificate()}
+			r.TLS = &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{chain}, PeerCertificates: chain[:1]}
+		}))
+		return a.StatusCode
+	}
+	if g, b := get(good), get(bad); g != 200 || b != 200 {
+		t.Fatalf("before: %d and %d", g, b)
+	}
+	now = access.NewRevocations([]*x509.Certificate{authority.Certificate()})
+	if err := now.Add(list); err != nil {
+		t.Fatal(err)
+	}
+	if g, b := get(good), get(bad); g != 200 || b != 403 {
+		t.Errorf("afterwards: %d and %d, want 200 and 403", g, b)
+	}
 }
 
 // TestDoors tries every way in, and every way that is none.

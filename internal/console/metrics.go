@@ -1,6 +1,7 @@
 package console
 
 import (
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -199,6 +200,50 @@ func (s sharedStore) Collect(ch chan<- prometheus.Metric) {
 	count(storeUnreadable, now.Unreadable)
 	count(storeCorrupt, now.Corrupt)
 	gauge(storeClockOffset, now.ClockOffset.Seconds())
+}
+
+// Ends is when what the handshakes need ends.
+type Ends struct {
+	// Certificates by names for people, which come from the configuration.
+	Certificates map[string]time.Time
+	// Lists of revoked certificates, and when the next one is due.
+	Lists map[RevocationList]time.Time
+}
+
+// RevocationList is what Ends has revocation lists by.
+type RevocationList struct {
+	// Door that asks it: "server" or "admin".
+	Door string
+	// Issuer is the authority's name.
+	Issuer string
+}
+
+// Expiry collects when certificates and revocation lists end, at the time of each
+// scrape.
+func Expiry(ends func() Ends) prometheus.Collector { return expiry{ends} }
+
+type expiry struct{ ends func() Ends }
+
+var (
+	certificateEnd = prometheus.NewDesc("certificate_expire_time_seconds",
+		"When the certificates in force end, the first of each file, in Unix time.", []string{"certificate"}, nil)
+	nextUpdate = prometheus.NewDesc("crl_next_update_time_seconds",
+		"When the certificate revocation list in force should have been replaced by a newer one, in Unix time.", []string{"door", "issuer"}, nil)
+)
+
+func (e expiry) Describe(ch chan<- *prometheus.Desc) {
+	ch <- certificateEnd
+	ch <- nextUpdate
+}
+
+func (e expiry) Collect(ch chan<- prometheus.Metric) {
+	now := e.ends()
+	for name, end := range now.Certificates {
+		ch <- prometheus.MustNewConstMetric(certificateEnd, prometheus.GaugeValue, float64(end.Unix()), name)
+	}
+	for list, due := range now.Lists {
+		ch <- prometheus.MustNewConstMetric(nextUpdate, prometheus.GaugeValue, float64(due.Unix()), list.Door, strings.ToValidUTF8(list.Issuer, "?"))
+	}
 }
 
 func boolean(b bool) float64 {

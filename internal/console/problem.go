@@ -63,6 +63,14 @@ func endedCertificate() *problem {
 	}
 }
 
+func revokedCertificate() *problem {
+	return &problem{
+		Status: http.StatusForbidden, Title: "The certificate has been revoked",
+		Text:   "Its authority has put it, or the authority that issued it, on a list of certificates that are not to be believed.",
+		Advice: "Import another, and open the page in a new window.",
+	}
+}
+
 const turnOn = "Set admin.bearer_token, or admin.tls with client_ca, in the broker's config. Until then open the console on the broker's own machine, through an SSH tunnel or kubectl port-forward, at a loopback address."
 
 func notFromHere() *problem {

@@ -240,7 +240,9 @@ type ServerTls struct {
 	// Optional. The lowest version of TLS to accept: 1.3 or 1.2. Default: 1.3.
 	MinVersion string `protobuf:"bytes,4,opt,name=min_version,json=minVersion,proto3" json:"min_version,omitempty"`
 	// Optional. Paths of certificate revocation lists (RFC 5280), PEM or DER. A caller whose certificate, or an authority above
-	// it, is on the list of its issuer is turned away, on open connections too. Default: none, nothing is revoked.
+	// it, is on the list of its issuer is turned away, on open connections too. Each list must be complete and signed by one of
+	// client_ca; who is signed by another is not affected. A list past its next update is used until there is a newer one.
+	// Default: none, nothing is revoked.
 	ClientCrl []string `protobuf:"bytes,5,rep,name=client_crl,json=clientCrl,proto3" json:"client_crl,omitempty"`
 	// Optional. Takes the server's certificate and the authorities of its callers from the SPIFFE Workload API instead of
 	// from files. Default: none, files.
@@ -820,7 +822,9 @@ type AdminTls struct {
 	// gets health, metrics and the callback. Default: none.
 	ClientCa string `protobuf:"bytes,3,opt,name=client_ca,json=clientCa,proto3" json:"client_ca,omitempty"`
 	// Optional. Paths of certificate revocation lists, as in server.tls. Default: none, nothing is revoked.
-	ClientCrl     []string `protobuf:"bytes,4,rep,name=client_crl,json=clientCrl,proto3" json:"client_crl,omitempty"`
+	ClientCrl []string `protobuf:"bytes,4,rep,name=client_crl,json=clientCrl,proto3" json:"client_crl,omitempty"`
+	// Optional. The lowest version of TLS to accept: 1.3 or 1.2. Default: 1.3.
+	MinVersion    string `protobuf:"bytes,5,opt,name=min_version,json=minVersion,proto3" json:"min_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -881,6 +885,13 @@ func (x *AdminTls) GetClientCrl() []string {
 		return x.ClientCrl
 	}
 	return nil
+}
+
+func (x *AdminTls) GetMinVersion() string {
+	if x != nil {
+		return x.MinVersion
+	}
+	return ""
 }
 
 // Store says where replicas share tokens.
@@ -2863,14 +2874,17 @@ const file_tokenbroker_config_v1_config_proto_rawDesc = "" +
 	"\x03tls\x18\x02 \x01(\v2\x1f.tokenbroker.config.v1.AdminTlsR\x03tls\x12@\n" +
 	"\fbearer_token\x18\x03 \x01(\v2\x1d.tokenbroker.config.v1.SecretR\vbearerToken\x12\xa8\x01\n" +
 	"\x03url\x18\x04 \x01(\tB\x95\x01\xbaH\x91\x01\xba\x01\x85\x01\n" +
-	"\tadmin.url\x12Nmust be http:// or https:// and a host, for example https://broker.example.com\x1a(this.matches(r'^https?://[^\\s/?#@]+/?$')\xd8\x01\x01r\x03\x18\x80\x10R\x03url\"\xc2\x01\n" +
+	"\tadmin.url\x12Nmust be http:// or https:// and a host, for example https://broker.example.com\x1a(this.matches(r'^https?://[^\\s/?#@]+/?$')\xd8\x01\x01r\x03\x18\x80\x10R\x03url\"\xf7\x01\n" +
 	"\bAdminTls\x12-\n" +
 	"\vcertificate\x18\x01 \x01(\tB\v\xbaH\b\xc8\x01\x01r\x03\x18\x80 R\vcertificate\x12,\n" +
 	"\vprivate_key\x18\x02 \x01(\tB\v\xbaH\b\xc8\x01\x01r\x03\x18\x80 R\n" +
 	"privateKey\x12%\n" +
 	"\tclient_ca\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\bclientCa\x122\n" +
 	"\n" +
-	"client_crl\x18\x04 \x03(\tB\x13\xbaH\x10\x92\x01\r\x10d\x18\x01\"\ar\x05\x10\x01\x18\x80 R\tclientCrl\"\x97\x01\n" +
+	"client_crl\x18\x04 \x03(\tB\x13\xbaH\x10\x92\x01\r\x10d\x18\x01\"\ar\x05\x10\x01\x18\x80 R\tclientCrl\x123\n" +
+	"\vmin_version\x18\x05 \x01(\tB\x12\xbaH\x0f\xd8\x01\x01r\n" +
+	"R\x031.3R\x031.2R\n" +
+	"minVersion\"\x97\x01\n" +
 	"\x05Store\x12:\n" +
 	"\x05redis\x18\x01 \x01(\v2\x1c.tokenbroker.config.v1.RedisB\x06\xbaH\x03\xc8\x01\x01R\x05redis\x12R\n" +
 	"\x11encryption_keyset\x18\x02 \x01(\v2\x1d.tokenbroker.config.v1.SecretB\x06\xbaH\x03\xc8\x01\x01R\x10encryptionKeyset\"\xff\x04\n" +
