@@ -43,13 +43,6 @@ func (s *stage) tlsConfig(server, admin string) string {
 	return s.write("config.yaml", replaced)
 }
 
-// issue asks for a token on the connection.
-func issue(t *testing.T, conn *grpc.ClientConn) error {
-	t.Helper()
-	_, err := pb.NewTokenBrokerClient(conn).IssueToken(t.Context(), &pb.IssueTokenRequest{Profile: "invoices"})
-	return err
-}
-
 // as connects with a certificate.
 func (p *process) as(root *testca.Authority, client tls.Certificate) *grpc.ClientConn {
 	p.t.Helper()
