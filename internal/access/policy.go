@@ -100,7 +100,7 @@ func (d Decision) By() string {
 	case ByAddress:
 		return "local"
 	}
-	return fmt.Sprintf("policy[%d]", d.Rule)
+	return ruleName(d.Rule)
 }
 
 // Decide says whether the caller may do op with the profile. Scopes are those
