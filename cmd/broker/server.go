@@ -36,7 +36,7 @@ type server struct {
 	redis    *store.Redis // nil: tokens are in the memory of this process only
 	broker   *broker.Broker
 	access   *access.Authorizer
-	audit    *audit.Log // nil: nobody asks for it
+	audit    *audit.Log // nil: there is none; whoever opened it closes it
 	service  *service.Service
 	metrics  *console.Metrics
 	admin    *http.Server
@@ -48,6 +48,7 @@ type serverOptions struct {
 	tls        func() *tls.Config // nil: no TLS
 	reflection bool
 	store      *config.Store // nil: memory
+	audit      *audit.Log    // nil: none
 	admin      adminOptions
 }
 
@@ -70,7 +71,7 @@ func (o adminOptions) access(authorizer *access.Authorizer) console.Access {
 
 // newServer builds a replica without profiles; configure gives it some.
 func newServer(o serverOptions) (*server, error) {
-	s := &server{log: o.log, access: access.NewAuthorizer()}
+	s := &server{log: o.log, access: access.NewAuthorizer(), audit: o.audit}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	ours := prometheus.WrapRegistererWithPrefix("token_broker_", registry)
@@ -86,6 +87,9 @@ func newServer(o serverOptions) (*server, error) {
 	}
 	s.broker = broker.New(shared, b)
 	ours.MustRegister(console.Profiles(s.broker))
+	if s.audit != nil {
+		ours.MustRegister(console.AuditLog(s.audit))
+	}
 	var err error
 	s.service, err = service.New(service.Options{
 		Broker: s.broker, Logger: o.log, Registerer: ours, TLS: o.tls, Reflection: o.reflection,
@@ -98,7 +102,7 @@ func newServer(o serverOptions) (*server, error) {
 	s.admin = &http.Server{
 		Handler: console.Handler(console.Options{
 			Broker: s.broker, Ready: s.missing, Degraded: s.degraded, Gatherer: registry, Version: buildVersion(),
-			Access: o.admin.access(s.access), LastCall: s.service.LastCall, URL: o.admin.url, Logger: o.log,
+			Access: o.admin.access(s.access), LastCall: s.service.LastCall, URL: o.admin.url, Logger: o.log, Audit: s.audit,
 		}),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
@@ -129,6 +133,9 @@ func (s *server) configure(profiles []*broker.Profile, policy *access.Policy) {
 func (s *server) missing() []string {
 	if s.draining.Load() {
 		return []string{"this replica is shutting down"}
+	}
+	if err := s.audit.Ready(); err != nil {
+		return []string{err.Error()}
 	}
 	return nil
 }

@@ -20,10 +20,13 @@ func (s *server) share(c *config.Store) (err error) {
 
 // degraded names what works less well than it should.
 func (s *server) degraded() []string {
-	if s.redis == nil {
-		return nil
-	}
 	var all []string
+	if s.audit.Stats().Failure != nil {
+		all = append(all, "the audit log cannot be written")
+	}
+	if s.redis == nil {
+		return all
+	}
 	if now := s.redis.Stats(); !now.Reachable {
 		all = append(all, fmt.Sprintf("the store is out of reach since %s (%s), so this replica is on its own",
 			now.UnreachableSince.UTC().Format(time.RFC3339), cmp.Or(now.LastError, "not asked yet")))

@@ -97,6 +97,9 @@ const hex = "0123456789abcdef"
 func appendText(b []byte, s string, most int) []byte {
 	b = append(b, '"')
 	start := len(b)
+	if len(s) <= most-12 && isPlain(s) {
+		return append(append(b, s...), '"')
+	}
 	for _, r := range s {
 		if len(b)-start > most-12 { // room for the longest character
 			break
@@ -115,6 +118,16 @@ func appendText(b []byte, s string, most int) []byte {
 		}
 	}
 	return append(b, '"')
+}
+
+// isPlain reports whether nothing needs to be escaped, as is usual.
+func isPlain(s string) bool {
+	for _, c := range []byte(s) {
+		if c < ' ' || c > '~' || c == '"' || c == '\\' {
+			return false
+		}
+	}
+	return true
 }
 
 // appendUnit appends a UTF-16 code unit, escaped.

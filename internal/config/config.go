@@ -30,6 +30,7 @@ import (
 	"log/slog"
 
 	"github.com/tokenbroker/tokenbroker/internal/access"
+	"github.com/tokenbroker/tokenbroker/internal/audit"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/oauth"
 	"github.com/tokenbroker/tokenbroker/internal/store"
@@ -47,6 +48,8 @@ type Config struct {
 	Store *Store
 	// Log says what the server writes about itself.
 	Log Log
+	// Audit says where it is written who was given or denied what.
+	Audit audit.Settings
 	// Profiles, in the file's order; one at least.
 	Profiles []*broker.Profile
 	// Policy rules, in the file's order. None means nothing for authenticated
