@@ -258,8 +258,8 @@ type Stats struct {
 	Recorded uint64
 	// Lost events have no line and will have none.
 	Lost uint64
-	// Buffered events are not written yet.
-	Buffered int
+	// Buffered events are not written yet; Reserved places are not filled yet.
+	Buffered, Reserved int
 	// Failure is why the last attempt to write failed; nil if it did not.
 	Failure error
 }
@@ -271,7 +271,7 @@ func (l *Log) Stats() Stats {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return Stats{Recorded: l.recorded, Lost: l.lost, Buffered: l.n, Failure: l.failure}
+	return Stats{Recorded: l.recorded, Lost: l.lost, Buffered: l.n, Reserved: l.reserved, Failure: l.failure}
 }
 
 // Close writes what is in the buffer, and returns when that is done, or when ctx

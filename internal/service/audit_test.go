@@ -362,7 +362,7 @@ func TestRefusingWithoutAudit(t *testing.T) {
 		_, err := tokens.IssueToken(ctx, &pb.IssueTokenRequest{Profile: "invoices"})
 		return err == nil
 	})
-	if err := log.Close(ctx); err != nil || log.Stats().Lost > 0 {
+	if err := log.Close(ctx); err != nil || log.Stats().Lost > 0 || log.Stats().Reserved != 0 {
 		t.Errorf("%v, %+v", err, log.Stats())
 	}
 	if text := out.text.String(); strings.Count(text, "AUDIT_UNAVAILABLE") < 9 || strings.Count(text, `"outcome":"ok"`) < 4 {
