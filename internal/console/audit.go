@@ -5,7 +5,9 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"net/http"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -64,14 +66,34 @@ func (c *console) visited(next http.Handler) http.Handler {
 			v.id = rand.Text()[:16]
 		}
 		w.Header().Set(requestIDHeader, v.id)
+		r = r.WithContext(context.WithValue(r.Context(), visitKey{}, v))
 		defer c.Audit.Release(&v.place)
-		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), visitKey{}, v)))
+		defer c.recovered(w, r)
+		next.ServeHTTP(w, r)
 	})
+}
+
+// recovered answers for a handler that panics. The value may hold anything, so
+// only its type is written.
+func (c *console) recovered(w http.ResponseWriter, r *http.Request) {
+	value := recover()
+	if value == nil {
+		return
+	}
+	c.Logger.Error("panic in a request", "method", c.method(r), "type", fmt.Sprintf("%T", value), "stack", string(debug.Stack()), "request_id", requestID(r))
+	c.record(r, nil, "", false, "", "INTERNAL")
+	http.Error(w, "The broker itself failed; its log has the place.", http.StatusInternalServerError)
 }
 
 // harmless is what callers of the gRPC door may choose, too.
 func harmless(id string) bool {
 	return id != "" && len(id) <= 64 && strings.Trim(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") == ""
+}
+
+// isProfileName is the rule that the configuration has for names of profiles, or
+// wider.
+func isProfileName(s string) bool {
+	return len(s) <= 64 && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-_.") == ""
 }
 
 // decision is what the policy says of the operator, nil being nobody, and the
@@ -86,6 +108,9 @@ func (c *console) decision(o *operator, profile string) access.Decision {
 // record writes the audit log's line for a request.
 func (c *console) record(r *http.Request, o *operator, profile string, allowed bool, rule, outcome string) {
 	v := visitOf(r)
+	if !isProfileName(profile) { // whatever it is, it is none
+		profile = ""
+	}
 	e := audit.Event{
 		Time: time.Now(), Door: "console", Method: c.method(r), Peer: address(r.RemoteAddr), Profile: profile,
 		Allowed: allowed, Rule: rule, Outcome: outcome, RequestID: v.id,

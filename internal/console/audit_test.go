@@ -82,6 +82,7 @@ func TestAuditOfTheConsole(t *testing.T) {
 			"a list for nobody":   {request(http.MethodGet, "/"), nil, "GET /{$}|||||deny||CALLER_UNKNOWN"},
 			"another's page":      {request(http.MethodGet, "/profiles/second", ops), nil, "GET /profiles/{name}|spiffe://prod/ops|uri_san|second|admin|deny||CALLER_DENIED"},
 			"a page that is none": {request(http.MethodGet, "/profiles/none", token), nil, "GET /profiles/{name}|bearer|bearer_token|none|admin|deny|bearer_token|PROFILE_UNKNOWN"},
+			"a page of no name":   {request(http.MethodGet, "/profiles/A%22%0a", token), nil, "GET /profiles/{name}|bearer|bearer_token|||deny|bearer_token|PROFILE_UNKNOWN"},
 			"a refresh":           {post("/profiles/review/refresh", nil, ops), nil, "POST /profiles/{name}/refresh|spiffe://prod/ops|uri_san|review|admin|allow|policy[0]|ok"},
 			"one that fails": {post("/profiles/review/refresh", nil, token), &broker.Error{Reason: broker.ReasonRefreshTooSoon, Text: "x"},
 				"POST /profiles/{name}/refresh|bearer|bearer_token|review|admin|allow|bearer_token|REFRESH_TOO_SOON"},
@@ -157,6 +158,7 @@ func TestNothingIsDoneWithoutAudit(t *testing.T) {
 		defer log.Close(t.Context()) //nolint:errcheck // it is memory
 		b := newFake(codeProfile("review"))
 		b.done = &broker.Completion{Profile: "review"}
+		b.signIn = &broker.SignIn{URL: "https://id.example.com/", State: "s", Expires: time.Now().Add(time.Hour)}
 		r := newRig(t, b, func(o *console.Options) { o.Audit = log })
 		out.full.Store(true)
 		log.Record(&audit.Event{})
@@ -193,6 +195,33 @@ func TestNothingIsDoneWithoutAudit(t *testing.T) {
 			t.Errorf("%d places are never filled", n)
 		}
 	})
+}
+
+// A handler that panics is answered for, and what it panicked with is nowhere.
+func TestPanics(t *testing.T) {
+	out := &records{}
+	log, err := audit.Open(audit.Options{Stdout: out, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const secret = "a-secret-that-a-panic-holds"
+	r := newRig(t, newFake(codeProfile("review")), func(o *console.Options) {
+		o.Audit = log
+		o.LastCall = func(string) (string, time.Time) { panic("cannot go on with " + secret) }
+	})
+	a, body := r.do(request(http.MethodGet, "/profiles/review"))
+	if a.StatusCode != http.StatusInternalServerError || strings.Contains(body, secret) {
+		t.Errorf("%d %s", a.StatusCode, body)
+	}
+	if told := r.log.String(); !strings.Contains(told, "panic in a request") || !strings.Contains(told, "audit_test.go") || strings.Contains(told, secret) {
+		t.Error(told)
+	}
+	if err := log.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if lines := out.take(t); len(lines) != 1 || lines[0]["outcome"] != "INTERNAL" || strings.Contains(out.text.String(), secret) {
+		t.Errorf("%v", lines)
+	}
 }
 
 func TestMetricsOfTheAuditLog(t *testing.T) {
