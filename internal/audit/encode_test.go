@@ -3,6 +3,7 @@ package audit_test
 import (
 	"encoding/json"
 	"net"
+	"os"
 	"reflect"
 	"strings"
 	"testing"
@@ -14,18 +15,21 @@ import (
 
 var noon = time.Date(2026, 5, 4, 14, 0, 0, 123456789, time.FixedZone("CEST", 7200))
 
+// whole is an event with all there is.
+var whole = audit.Event{
+	Time: noon, Door: "grpc", Method: "/tokenbroker.v1.TokenBroker/IssueToken", Caller: "spiffe://prod/ns/batch/worker", Proof: "forwarded",
+	Forwarder: "dns:envoy", Peer: &net.TCPAddr{IP: net.IPv4(10, 0, 0, 7), Port: 4711}, Profile: "invoices", Operation: "issue",
+	Scopes: []string{"openid", "permissions"}, Job: "night run", Allowed: true, Rule: "policy[0]", Outcome: "ok",
+	TokenID: "0123456789abcdef", Source: "memory", RequestID: "r-1", TraceID: "0af7651916cd43dd8448eb211c80319c",
+}
+
 func TestLines(t *testing.T) {
 	for name, c := range map[string]struct {
 		event audit.Event
 		want  string
 	}{
 		"all there is": {
-			audit.Event{
-				Time: noon, Door: "grpc", Method: "/tokenbroker.v1.TokenBroker/IssueToken", Caller: "spiffe://prod/ns/batch/worker", Proof: "forwarded",
-				Forwarder: "dns:envoy", Peer: &net.TCPAddr{IP: net.IPv4(10, 0, 0, 7), Port: 4711}, Profile: "invoices", Operation: "issue",
-				Scopes: []string{"openid", "permissions"}, Job: "night run", Allowed: true, Rule: "policy[0]", Outcome: "ok",
-				TokenID: "0123456789abcdef", Source: "memory", RequestID: "r-1", TraceID: "0af7651916cd43dd8448eb211c80319c",
-			},
+			whole,
 			`{"time":"2026-05-04T12:00:00.123456Z","door":"grpc","method":"/tokenbroker.v1.TokenBroker/IssueToken","caller":"spiffe://prod/ns/batch/worker",` +
 				`"proof":"forwarded","forwarder":"dns:envoy","peer":"10.0.0.7:4711","profile":"invoices","operation":"issue","scopes":["openid","permissions"],` +
 				`"job":"night run","decision":"allow","rule":"policy[0]","outcome":"ok","token_id":"0123456789abcdef","source":"memory","request_id":"r-1",` +
@@ -46,6 +50,17 @@ func TestLines(t *testing.T) {
 				t.Errorf("got  %swant %s", got, c.want)
 			}
 		})
+	}
+}
+
+// The example of docs/audit.md is a line as it is written.
+func TestDocumentedLine(t *testing.T) {
+	docs, err := os.ReadFile("../../docs/audit.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := audit.Line(&whole, audit.LongestLine); !strings.Contains(string(docs), "\n"+want) {
+		t.Errorf("docs/audit.md does not have the line %s", want)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -219,7 +220,7 @@ func TestPanics(t *testing.T) {
 	if err := log.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if lines := out.take(t); len(lines) != 1 || lines[0]["outcome"] != "INTERNAL" || strings.Contains(out.text.String(), secret) {
+	if lines := out.take(t); len(lines) != 1 || lines[0]["outcome"] != "INTERNAL" || strings.Contains(fmt.Sprint(lines), secret) {
 		t.Errorf("%v", lines)
 	}
 }
