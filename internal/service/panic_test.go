@@ -72,7 +72,7 @@ func TestPanics(t *testing.T) {
 		"a secret":       func(s string) any { return broker.NewSecret(s) },
 		"a grant":        func(s string) any { return &broker.Grant{AccessToken: broker.NewSecret(s)} },
 		"a message":      func(s string) any { return &pb.Token{AccessToken: s} },
-		"a runtime's":    func(s string) any { var m map[string]string; m[s] = s; return nil },
+		"a runtime's":    func(s string) any { var none []string; return none[len(s)] },
 		"a wrong type's": func(s string) any { var v any = cry{s}; return v.(fmt.Stringer) },
 	} {
 		t.Run(name, func(t *testing.T) {
