@@ -107,6 +107,9 @@ func open(o Options, capacity int) (*Log, error) {
 		reopen: make(chan struct{}, 1), news: make(chan struct{}, 1),
 		closing: make(chan struct{}), ended: make(chan struct{}), reported: make(chan struct{}),
 	}
+	for i := range l.ring { // have the memory now, not page by page when calls come
+		l.ring[i].Allowed = false
+	}
 	l.stopped, l.stop = context.WithCancel(context.Background())
 	var err error
 	switch {
