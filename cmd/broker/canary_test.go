@@ -5,9 +5,12 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -15,6 +18,9 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/prototext"
 
@@ -108,23 +114,38 @@ func (t *traitor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // TestCanary runs the broker through its failures with marked secrets and
-// tokens, at debug level, and finds no trace of them in the log, in errors and
-// their details, in metrics, nor in what operators see.
+// tokens, at debug level, and finds no trace of them in the log, in the audit
+// log, in errors and their details, in metrics, in what operators see, nor in
+// what a process says that is made to crash.
 func TestCanary(t *testing.T) {
 	t.Parallel()
+	for destination, crash := range map[string]syscall.Signal{"file": syscall.SIGQUIT, "syslog": syscall.SIGABRT, "stdout": syscall.SIGQUIT} {
+		t.Run(destination, func(t *testing.T) {
+			t.Parallel()
+			canary(t, destination, crash)
+		})
+	}
+}
+
+// canary does it with one destination of the audit log, and ends the process by
+// a signal that prints all stacks.
+func canary(t *testing.T, destination string, crash syscall.Signal) {
 	server := &traitor{mode: "refuse"}
 	web := httptest.NewServer(server)
 	t.Cleanup(web.Close)
 	s := newStage(t)
 	s.url = web.URL
 	s.write("secret", canarySecret)
+	socket := syslogSocket(t)
+	records := map[string]string{"file": "{file: audit.jsonl}", "stdout": "{stdout: {}}", "syslog": "{syslog: {address: \"unix:" + socket.path + "\"}}"}[destination]
 	p := start(t, s.config("  - name: from-env",
 		"    vantage: {base_url: \""+web.URL+"\", client_id: b, client_secret: {env: CANARY}, client_credentials: {}}",
 		"  - name: literal",
 		"    vantage: {base_url: \""+web.URL+"\", client_id: c, client_secret: {value: \""+canarySecret+"\"}, client_credentials: {}}",
 		"  - name: consent",
-		"    vantage: {base_url: \""+web.URL+"\", client_id: d, client_secret: {env: CANARY}, authorization_code: {redirect_url: \"http://127.0.0.1/oauth/callback\"}}"),
-		"CANARY="+canarySecret)
+		"    vantage: {base_url: \""+web.URL+"\", client_id: d, client_secret: {env: CANARY}, authorization_code: {redirect_url: \"http://127.0.0.1/oauth/callback\"}}",
+		"audit: "+records),
+		"CANARY="+canarySecret, "GOTRACEBACK=all")
 	conn := p.dial()
 	tokens, admin := pb.NewTokenBrokerClient(conn), pb.NewProfileAdminClient(conn)
 
@@ -178,6 +199,18 @@ func TestCanary(t *testing.T) {
 		got := command(t, append(verb, "--address", p.address)...)
 		seen.WriteString(got.stdout + got.stderr)
 	}
+	hostile(t, p, canarySecret, canaryToken)
+	for _, path := range []string{"/profiles/" + url.PathEscape(canarySecret), "/oauth/callback?code=" + canaryCode + "&state=" + canaryCode, "/oauth/callback?error=x&error_description=" + canaryCode} {
+		_, page := p.get(path)
+		seen.WriteString(page)
+	}
+	audited := func() string {
+		return map[string]func() string{"file": func() string { return readIf(s.path("audit.jsonl")) }, "stdout": p.out.String, "syslog": socket.text}[destination]()
+	}
+	p.await("the audit log is written", func() bool {
+		_, metrics := p.get("/metrics")
+		return strings.Contains(metrics, "token_broker_audit_events_buffered 0\n")
+	})
 	// Mistakes in a config that holds secrets where none belong.
 	s.write("config.yaml", "profiles:\n  - name: "+canarySecret+"\n    vantage:\n      client_secret: "+canarySecret+"\n      "+canarySecret+": {value: 5}\n")
 	p.logged("config not reloaded")
@@ -188,8 +221,19 @@ func TestCanary(t *testing.T) {
 		}
 		seen.WriteString(got.stdout + got.stderr)
 	}
-	p.signal(syscall.SIGQUIT) // prints all stacks
+	p.signal(crash)
 	<-p.exited
+	lines := auditLines(t, audited())
+	outcomes := map[string]int{}
+	for _, l := range lines {
+		outcomes[l.Door+" "+l.Outcome]++
+	}
+	for _, want := range []string{"grpc ok", "grpc CREDENTIALS_REJECTED", "grpc ENDPOINT_UNAVAILABLE", "console PROFILE_UNKNOWN", "console INVALID_REQUEST"} {
+		if outcomes[want] == 0 {
+			t.Errorf("the audit log has no %s: nothing would be found in it: %v", want, outcomes)
+		}
+	}
+	seen.WriteString(audited() + p.out.String())
 	if !strings.Contains(p.log.String(), "goroutine ") || !strings.Contains(p.log.String(), `"level":"DEBUG"`) {
 		t.Error("the log holds no debug lines or no stacks: nothing would be found in it")
 	}
@@ -215,6 +259,66 @@ func TestCanary(t *testing.T) {
 			t.Errorf("%s leaked: %q", what, all[max(0, at[0]-80):min(len(all), at[1]+40)])
 		}
 	}
+}
+
+// hostile calls with secrets, and with what could end a line, wherever a caller
+// may write something.
+func hostile(t *testing.T, p *process, secrets ...string) {
+	t.Helper()
+	for _, secret := range secrets {
+		for _, mark := range []string{secret, "00-" + secret + "-00-01", `"}{"decision":"allow","job":"` + secret} {
+			conn, err := grpc.NewClient("passthrough:///"+p.address, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithUserAgent(mark))
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx := metadata.AppendToOutgoingContext(t.Context(), "x-request-id", mark+"!", "traceparent", mark, "authorization", "Bearer "+mark, "cookie", mark)
+			// A job's id is the caller's to choose, and in the audit log; so are names of profiles, as long as they are some.
+			_, _ = pb.NewTokenBrokerClient(conn).IssueToken(ctx, &pb.IssueTokenRequest{Profile: "invoices", Job: &pb.Job{Id: `"}{"decision":"allow\n\u000a`}})
+			_, _ = pb.NewTokenBrokerClient(conn).IssueToken(ctx, &pb.IssueTokenRequest{Profile: mark, Scopes: []string{mark}, Job: &pb.Job{Id: mark + "\n"}})
+			conn.Close()
+		}
+	}
+}
+
+// socket is a syslog server's.
+type socket struct {
+	path string
+	got  lockedBuffer
+}
+
+func syslogSocket(t *testing.T) *socket {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "syslog") // paths of sockets are short
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &socket{path: filepath.Join(dir, "log")}
+	conn, err := net.ListenPacket("unixgram", s.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		for b := make([]byte, 64<<10); ; {
+			n, _, err := conn.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			fmt.Fprintf(&s.got, "%s\n", b[:n])
+		}
+	}()
+	t.Cleanup(func() {
+		conn.Close()
+		<-read
+		os.RemoveAll(dir)
+	})
+	return s
+}
+
+// text is what the messages say.
+func (s *socket) text() string {
+	return regexp.MustCompile(`(?m)^<86>1 \S+ \S+ token-broker \d+ audit - `).ReplaceAllString(s.got.String(), "")
 }
 
 // signInWith starts a sign-in, and ends it with the code.

@@ -77,7 +77,8 @@ type process struct {
 	t              testing.TB
 	cmd            *exec.Cmd
 	address, admin string
-	log            *lockedBuffer
+	log            *lockedBuffer // standard error
+	out            *lockedBuffer // and output, which is the audit log unless the config says otherwise
 	exited         chan struct{}
 }
 
@@ -86,18 +87,25 @@ var served = regexp.MustCompile(`"msg":"serving".*"address":"([^"]+)","admin_add
 // start runs serve and returns when it serves.
 func start(t testing.TB, config string, env ...string) *process {
 	t.Helper()
-	p := &process{t: t, log: &lockedBuffer{}, exited: make(chan struct{})}
+	p := &process{t: t, log: &lockedBuffer{}, out: &lockedBuffer{}, exited: make(chan struct{})}
 	p.cmd = exec.Command(binary, "serve", "--config", config)
 	p.cmd.Env = append(os.Environ(), env...)
-	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
+	p.cmd.Stdout, p.cmd.Stderr = p.out, p.log
+	p.begin()
+	return p
+}
+
+// begin starts the command and returns when it serves.
+func (p *process) begin() {
+	p.t.Helper()
 	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
+		p.t.Fatal(err)
 	}
 	go func() {
 		defer close(p.exited)
 		_ = p.cmd.Wait() // the exit status is in ProcessState
 	}()
-	t.Cleanup(func() {
+	p.t.Cleanup(func() {
 		_ = p.cmd.Process.Kill() // it may have ended already
 		<-p.exited
 	})
@@ -109,7 +117,6 @@ func start(t testing.TB, config string, env ...string) *process {
 		p.address, p.admin = m[1], m[2]
 		return true
 	})
-	return p
 }
 
 // await polls until the condition holds, and fails with the log if it does not.

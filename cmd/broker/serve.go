@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/tokenbroker/tokenbroker/internal/access"
+	"github.com/tokenbroker/tokenbroker/internal/audit"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/config"
 	"github.com/tokenbroker/tokenbroker/internal/service"
@@ -31,9 +32,9 @@ func newServe() *cobra.Command {
 		Use:   "serve --config FILE",
 		Short: "Run the server",
 		Long: "Run the server. It starts whether or not Redis, or any authorization server, can\nbe reached; only a bad config stops it. SIGHUP, and any change of the config or of\na file that " +
-			"it names, loads the config again, all or nothing: if the new one is\nbad, its mistakes are logged and the old one stays. On SIGTERM calls that wait for\na token are sent to another replica, others finish.",
+			"it names, loads the config again, all or nothing: if the new one is\nbad, its mistakes are logged and the old one stays. SIGHUP opens the audit log's\nfile anew, too. On SIGTERM calls that wait for\na token are sent to another replica, others finish.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return serve(cmd.Context(), path, cmd.ErrOrStderr())
+			return serve(cmd.Context(), path, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
 	configFlag(cmd, &path)
@@ -51,11 +52,13 @@ func configFlag(cmd *cobra.Command, path *string) {
 }
 
 // serve runs until ctx ends.
-func serve(ctx context.Context, path string, stderr io.Writer) error {
+func serve(ctx context.Context, path string, stdout, stderr io.Writer) (err error) {
 	// From the first moment to the last: a SIGHUP that nobody waits for ends a process.
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP)
 	defer signal.Stop(hangups)
+	// Who reads our output may go. That is no reason to.
+	signal.Ignore(syscall.SIGPIPE)
 
 	loader := config.NewLoader(path, config.Options{UserAgent: "token-broker/" + buildVersion()})
 	c, err := loader.Load()
@@ -67,11 +70,17 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 	level.Set(c.Log.Level)
 	log := newLogger(stderr, c.Log.Format, &level)
 
+	records, err := audit.Open(audit.Options{Settings: c.Audit, Stdout: stdout, Logger: log})
+	if err != nil {
+		return usageError{err}
+	}
+	defer func() { err = errors.Join(err, closeAudit(records)) }() // after the last call
+
 	var settings, adminSettings atomic.Pointer[tls.Config]
 	var bearer atomic.Pointer[broker.Secret]
 	var operators atomic.Pointer[access.Revocations]
 	o := serverOptions{
-		log: log, reflection: c.Server.Reflection, store: c.Store,
+		log: log, reflection: c.Server.Reflection, store: c.Store, audit: records,
 		admin: adminOptions{local: isLocal(c.Admin.Address), certificates: knowsOperators(c.Admin), revocations: operators.Load, url: c.Admin.URL},
 	}
 	if c.Server.TLS != nil {
@@ -159,6 +168,15 @@ func trustOf(c *config.Config, accounts *serviceaccount.Verifier) service.Trust 
 	return t
 }
 
+// auditFlush is how long the last lines of the audit log may take.
+const auditFlush = 3 * time.Second
+
+func closeAudit(l *audit.Log) error {
+	ctx, cancel := context.WithTimeout(context.Background(), auditFlush)
+	defer cancel()
+	return l.Close(ctx)
+}
+
 // reloader takes over changed configurations, one at a time.
 type reloader struct {
 	loader  *config.Loader
@@ -188,6 +206,7 @@ func (r *reloader) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-r.hangups: // somebody waits for an answer
+			r.server.audit.Reopen()
 			patient = false
 		case <-enough:
 			patient = false
@@ -260,6 +279,7 @@ func (r *reloader) fits(next *config.Config) error {
 		{"store.redis.cluster", wasRedis.Cluster != isRedis.Cluster},
 		{"store.redis.username", wasRedis.Username != isRedis.Username},
 		{"store.redis.lease", wasRedis.Lease != isRedis.Lease},
+		{"audit", was.Audit != is.Audit},
 		{"log.format", was.Log.Format != is.Log.Format},
 	} {
 		if c.changed {

@@ -37,7 +37,7 @@ type server struct {
 	redis    *store.Redis // nil: tokens are in the memory of this process only
 	broker   *broker.Broker
 	access   *access.Authorizer
-	audit    *audit.Log // nil: nobody asks for it
+	audit    *audit.Log // nil: there is none; whoever opened it closes it
 	service  *service.Service
 	metrics  *console.Metrics
 	admin    *http.Server
@@ -52,6 +52,7 @@ type serverOptions struct {
 	workload   *workload.Source   // nil: certificates are files
 	reflection bool
 	store      *config.Store // nil: memory
+	audit      *audit.Log    // nil: none
 	admin      adminOptions
 }
 
@@ -75,7 +76,7 @@ func (o adminOptions) access(authorizer *access.Authorizer) console.Access {
 
 // newServer builds a replica without profiles; configure gives it some.
 func newServer(o serverOptions) (*server, error) {
-	s := &server{log: o.log, access: access.NewAuthorizer(), workload: o.workload}
+	s := &server{log: o.log, access: access.NewAuthorizer(), audit: o.audit, workload: o.workload}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	ours := prometheus.WrapRegistererWithPrefix("token_broker_", registry)
@@ -91,6 +92,9 @@ func newServer(o serverOptions) (*server, error) {
 	}
 	s.broker = broker.New(shared, b)
 	ours.MustRegister(console.Profiles(s.broker), console.Expiry(s.ends))
+	if s.audit != nil {
+		ours.MustRegister(console.AuditLog(s.audit))
+	}
 	var err error
 	s.service, err = service.New(service.Options{
 		Broker: s.broker, Logger: o.log, Registerer: ours, TLS: o.tls, Reflection: o.reflection,
@@ -103,7 +107,7 @@ func newServer(o serverOptions) (*server, error) {
 	s.admin = &http.Server{
 		Handler: console.Handler(console.Options{
 			Broker: s.broker, Ready: s.missing, Degraded: s.degraded, Gatherer: registry, Version: buildVersion(),
-			Access: o.admin.access(s.access), LastCall: s.service.LastCall, URL: o.admin.url, Logger: o.log,
+			Access: o.admin.access(s.access), LastCall: s.service.LastCall, URL: o.admin.url, Logger: o.log, Audit: s.audit,
 		}),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
@@ -139,6 +143,9 @@ func (s *server) missing() []string {
 		if identity := s.workload.Missing(); identity != "" {
 			missing = append(missing, identity)
 		}
+	}
+	if err := s.audit.Ready(); err != nil {
+		missing = append(missing, err.Error())
 	}
 	return missing
 }

@@ -24,6 +24,9 @@ func (s *server) degraded() []string {
 	if s.workload != nil {
 		all = s.workload.Degraded()
 	}
+	if s.audit.Stats().Failure != nil {
+		all = append(all, "the audit log cannot be written")
+	}
 	if s.redis == nil {
 		return all
 	}

@@ -2,7 +2,6 @@ package access
 
 import (
 	"fmt"
-	"strconv"
 	"strings"
 )
 
@@ -42,7 +41,7 @@ func (p *Policy) Explain(c *Caller, op Operation, profile string, scopes []strin
 	p.trace(&e, c, op, profile)
 	switch {
 	case e.Allowed:
-		e.Why = name(e.Rule) + " allows it"
+		e.Why = ruleName(e.Rule) + " allows it"
 	case len(p.rules) == 0:
 		e.Why = "there is no rule: add one with the caller, the profile and " + op.String()
 	case len(e.Naming) == 0:
@@ -96,7 +95,7 @@ func (p *Policy) whyNobody(op Operation, profile string) string {
 // whyNotAllowed is for rules that allow the caller something else.
 func (p *Policy) whyNotAllowed(rules []int, op Operation) string {
 	if len(rules) == 1 {
-		return fmt.Sprintf("%s names the caller and the profile, but allows only %s: add %s to its allow", name(rules[0]), strings.Join(p.allow[rules[0]].list(), ", "), op)
+		return fmt.Sprintf("%s names the caller and the profile, but allows only %s: add %s to its allow", ruleName(rules[0]), strings.Join(p.allow[rules[0]].list(), ", "), op)
 	}
 	return listed(rules) + fmt.Sprintf(" name the caller and the profile, but none of them allows %s: add it to the allow of one", op)
 }
@@ -110,11 +109,11 @@ func (p *Policy) whyScopes(e *Explanation, scopes []string) string {
 			nearest, e.Missing = i, missing
 		}
 	}
-	why := name(nearest) + " allows it, but not for all of the scopes"
+	why := ruleName(nearest) + " allows it, but not for all of the scopes"
 	if len(e.Allowing) > 1 {
-		why = listed(e.Allowing) + " allow it, but none of them for all of the scopes; " + name(nearest) + " comes nearest"
+		why = listed(e.Allowing) + " allow it, but none of them for all of the scopes; " + ruleName(nearest) + " comes nearest"
 	}
-	return why + ": ask for fewer, or add " + some(e.Missing) + " to the scopes of " + name(nearest)
+	return why + ": ask for fewer, or add " + some(e.Missing) + " to the scopes of " + ruleName(nearest)
 }
 
 // missing are the scopes that no pattern of the rule matches.
@@ -130,13 +129,10 @@ func (r *Rule) missing(scopes []string) (missing []string) {
 // mostShown bounds what an explanation lists.
 const mostShown = 5
 
-// name is what the configuration calls a rule.
-func name(rule int) string { return "policy[" + strconv.Itoa(rule) + "]" }
-
 // say names rules and what they do, in the right number.
 func say(rules []int, one, several string) string {
 	if len(rules) == 1 {
-		return name(rules[0]) + " " + one
+		return ruleName(rules[0]) + " " + one
 	}
 	return listed(rules) + " " + several
 }
@@ -145,7 +141,7 @@ func say(rules []int, one, several string) string {
 func listed(rules []int) string {
 	names := make([]string, len(rules))
 	for i, rule := range rules {
-		names[i] = name(rule)
+		names[i] = ruleName(rule)
 	}
 	return some(names)
 }

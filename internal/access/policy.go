@@ -134,7 +134,7 @@ func (d Decision) By() string {
 	case ByAddress:
 		return "local"
 	}
-	return name(d.Rule)
+	return ruleName(d.Rule)
 }
 
 // Decide says whether the caller may do op with the profile. Scopes are those

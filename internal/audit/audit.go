@@ -2,16 +2,29 @@
 // line for each decision, to a file, standard output or syslog.
 //
 // Doors call [Log.Record] when a call has ended. It copies the event into a
-// buffer and returns; a goroutine of the log's own encodes and writes. What
-// happens when lines cannot be written is the operator's choice, see
-// [Log.Ready].
+// buffer of fixed size and returns; a goroutine of the log's own encodes and
+// writes, a tenth of a second later at the most. An event leaves the buffer
+// when its line is written, not before: what a crash can cost is one buffer.
+// Lines that could not be written are tried again until they are; when the
+// buffer is full meanwhile, further events are lost, counted, and told of by a
+// line of their own as soon as there is one again.
 //
-// No event has room for a secret: tokens are named by their ids.
+// What happens to calls in the meantime is the operator's choice. They may go
+// on; or the log refuses, and then a door takes a [Place] in the buffer before
+// it hands out anything, so that nothing can be handed out that has none.
+//
+// No event has room for a secret: tokens are named by their ids. What callers
+// have made up themselves is escaped, so that it can neither end a line nor
+// begin one.
 package audit
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
-// Event is one decision, and what came of it.
+// Event is one decision, and what came of it. Once recorded, neither it nor
+// what it points to changes.
 type Event struct {
 	// Time when the call ended.
 	Time time.Time
@@ -26,8 +39,9 @@ type Event struct {
 	Proof string
 	// Forwarder is the proxy that forwarded the name; empty if none did.
 	Forwarder string
-	// Peer is the address that the connection came from.
-	Peer string
+	// Peer is the address that the connection came from; nil if it has none. It
+	// is made text when the line is.
+	Peer fmt.Stringer
 	// Profile and Operation that the decision is about; empty if the call did
 	// not come to one.
 	Profile, Operation string
@@ -47,17 +61,17 @@ type Event struct {
 	TokenID string
 	// Source that it came from: memory, store, endpoint or uncoordinated.
 	Source string
-	// RequestID and TraceID find the call in logs and traces.
+	// RequestID and TraceID find the call in logs and traces. A line whose event
+	// has no RequestID gets one that nothing else has.
 	RequestID, TraceID string
 }
 
-// Log takes events. A nil Log takes them and does nothing.
-type Log struct{}
-
-// Record takes an event. It never blocks.
-func (l *Log) Record(*Event) {}
-
-// Ready returns why calls must be refused: lines cannot be written, and the
-// operator would rather have no answers than answers without a trace. Nil in
-// all other cases.
-func (l *Log) Ready() error { return nil }
+// weight is about how many bytes the event keeps alive that a caller has
+// chosen.
+func (e *Event) weight() int {
+	n := len(e.Job) + len(e.Profile) + len(e.RequestID)
+	for _, scope := range e.Scopes {
+		n += len(scope)
+	}
+	return n
+}

@@ -31,6 +31,7 @@ import (
 	"time"
 
 	"github.com/tokenbroker/tokenbroker/internal/access"
+	"github.com/tokenbroker/tokenbroker/internal/audit"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/oauth"
 	"github.com/tokenbroker/tokenbroker/internal/serviceaccount"
@@ -49,6 +50,8 @@ type Config struct {
 	Store *Store
 	// Log says what the server writes about itself.
 	Log Log
+	// Audit says where it is written who was given or denied what.
+	Audit audit.Settings
 	// Profiles, in the file's order; one at least.
 	Profiles []*broker.Profile
 	// Policy rules, in the file's order. None means nothing for authenticated

@@ -159,10 +159,17 @@ var used = map[string]probe{
 	"server.forwarders.callers":                        {profile + forwarder, "spiffe://prod/*", "spiffe://prod/x"},
 	"log.level":                                        {profile, "", "log: {level: debug}\n"},
 	"log.format":                                       {profile, "", "log: {format: text}\n"},
+	"audit.file":                                       {profile, "", "audit: {file: $DIR/audit.jsonl}\n"},
+	"audit.stdout" /* the default */ :                  {},
+	"audit.syslog.address":                             {profile + syslogPart, "local0", "local0, address: 'udp:127.0.0.1:514'"},
+	"audit.syslog.facility":                            {profile + syslogPart, "local0", "local1"},
+	"audit.disabled":                                   {profile, "", "audit: {disabled: {}}\n"},
+	"audit.when_unwritable":                            {profile, "", "audit: {when_unwritable: refuse}\n"},
 	"profiles.timeout" /* see TestTimeout */ :          {},
 }
 
 const (
+	syslogPart = "audit: {syslog: {facility: local0}}\n"
 	rule      = "policy: [{callers: [anonymous], profiles: [p], allow: [issue]}]\n"
 	forwarder = "server: {address: 'unix:s', forwarders: [{peers: ['dns:envoy'], header: x-forwarded-client-cert, callers: ['spiffe://prod/*']}]}\n"
 )
@@ -224,7 +231,7 @@ func usedByOthers() map[string]probe {
 
 // Fields that are yet to be used, by how their paths begin.
 var pending = []string{
-	"server.limits", "audit",
+	"server.limits",
 }
 
 // Every field of the schema is used.
@@ -334,7 +341,7 @@ func describe(c *config.Config) string {
 	var s strings.Builder
 	ended, end := context.WithCancel(context.Background())
 	end()
-	fmt.Fprintln(&s, c.Server.Network, c.Server.Address, c.Server.Reflection, c.Server.Forwarders.Rules(), c.Admin.Address, c.Admin.URL, credential(c.Admin.BearerToken.Reveal()), c.Log, c.Policy, c.Warnings)
+	fmt.Fprintln(&s, c.Server.Network, c.Server.Address, c.Server.Reflection, c.Server.Forwarders.Rules(), c.Admin.Address, c.Admin.URL, credential(c.Admin.BearerToken.Reveal()), c.Log, c.Audit, c.Policy, c.Warnings)
 	if c.Admin.TLS != nil {
 		//lint:ignore SA1019 Subjects says too little of the system's authorities only.
 		fmt.Fprintln(&s, c.Admin.TLS.MinVersion, c.Admin.TLS.Certificates[0].Certificate, c.Admin.TLS.ClientCAs.Subjects(), c.Admin.Revocations.Lists())

@@ -166,6 +166,7 @@ func (l *load) build(text []byte) *Config {
 		Server: l.server(message.GetServer()),
 		Admin:  l.admin(message.GetAdmin()),
 		Log:    logging(message.GetLog()),
+		Audit:  l.audit(message),
 		Policy: l.policy(message),
 		Places: l.placesOf("policy", len(message.GetPolicy())),
 	}

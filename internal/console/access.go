@@ -51,20 +51,22 @@ func (c *console) may(o *operator, profile string) bool {
 	return o != nil && c.Access.Authorizer.Decide(o.Caller, access.Admin, profile, nil).Allowed
 }
 
+// bearer is whoever knows the token.
+func bearer() *access.Caller { return &access.Caller{Name: "bearer", Proof: access.BearerToken} }
+
 // identify returns who is asking, or nil and what to tell them.
 func (c *console) identify(r *http.Request) (*operator, *problem) {
 	a := c.Access
-	bearer := &access.Caller{Name: "bearer", Proof: access.BearerToken}
 	if a.BearerToken != nil {
 		token := a.BearerToken()
 		if scheme, given, ok := strings.Cut(r.Header.Get("Authorization"), " "); ok && strings.EqualFold(scheme, "Bearer") {
 			if !opens(token, broker.NewSecret(given)) {
 				return nil, wrongToken()
 			}
-			return &operator{Caller: bearer}, nil
+			return &operator{Caller: bearer()}, nil
 		}
 		if cookie, err := r.Cookie(c.cookieName(r, "session")); err == nil && isSession(token, cookie.Value, time.Now()) {
-			return &operator{Caller: bearer, session: true}, nil
+			return &operator{Caller: bearer(), session: true}, nil
 		}
 	}
 	if a.Certificate != nil && r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
@@ -142,7 +144,8 @@ func (c *console) operators(next func(http.ResponseWriter, *http.Request, *opera
 	return func(w http.ResponseWriter, r *http.Request) {
 		o, refusal := c.identify(r)
 		if o == nil {
-			c.Logger.Info("console refused", "method", r.Method, "path", r.URL.Path, "remote", r.RemoteAddr, "status", refusal.Status, "why", refusal.Title)
+			c.Logger.Info("console refused", "method", r.Method, "path", r.URL.Path, "remote", r.RemoteAddr, "status", refusal.Status, "why", refusal.Title, "request_id", requestID(r))
+			c.record(r, nil, "", false, "", callerUnknown)
 			if refusal.Status == http.StatusUnauthorized {
 				w.Header().Set("WWW-Authenticate", `Bearer realm="token broker console"`)
 				if r.Method == http.MethodGet {
@@ -158,7 +161,8 @@ func (c *console) operators(next func(http.ResponseWriter, *http.Request, *opera
 
 // crossOrigin refuses a form that another site has sent.
 func (c *console) crossOrigin(w http.ResponseWriter, r *http.Request) {
-	c.Logger.Warn("console refused", "method", r.Method, "path", r.URL.Path, "remote", r.RemoteAddr, "status", http.StatusForbidden, "why", "cross-origin request")
+	c.Logger.Warn("console refused", "method", r.Method, "path", r.URL.Path, "remote", r.RemoteAddr, "status", http.StatusForbidden, "why", "cross-origin request", "request_id", requestID(r))
+	c.record(r, nil, "", false, "", crossOrigin)
 	c.fail(w, r, nil, &problem{
 		Status: http.StatusForbidden, Title: "Not from this console",
 		Text:   "The request came from a page of another site, so nothing was done.",
@@ -252,22 +256,28 @@ func (c *console) login(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case !c.logins.allow(time.Now()):
 		w.Header().Set("Retry-After", "1")
+		c.record(r, nil, "", false, "", string(broker.ReasonCallerThrottled))
 		p := loginNeeded(c.Access.Certificate != nil)
 		p.Status, p.Title, p.Text, p.Return = http.StatusTooManyRequests, "Too many attempts", "Too many people are logging in at this moment. Wait a second, then try again.", to
 		c.fail(w, r, nil, p)
 	case !opens(token, broker.NewSecret(r.PostFormValue("token"))):
-		c.Logger.Warn("console login refused", "remote", r.RemoteAddr)
+		c.Logger.Warn("console login refused", "remote", r.RemoteAddr, "request_id", requestID(r))
+		c.record(r, nil, "", false, "", callerUnknown)
 		p := wrongToken()
 		p.Return = to
 		c.fail(w, r, nil, p)
 	default:
-		c.Logger.Info("console login", "operator", "bearer", "remote", r.RemoteAddr)
+		c.Logger.Info("console login", "operator", "bearer", "remote", r.RemoteAddr, "request_id", requestID(r))
+		c.record(r, &operator{Caller: bearer()}, "", true, byToken, "ok")
 		c.setCookie(w, r, "session", newSession(token, time.Now()), sessionLength)
 		http.Redirect(w, r, to, http.StatusSeeOther)
 	}
 }
 
 func (c *console) logout(w http.ResponseWriter, r *http.Request) {
+	if o, _ := c.identify(r); o != nil {
+		c.record(r, o, "", true, byToken, "ok")
+	}
 	c.setCookie(w, r, "session", "", -time.Second)
 	http.Redirect(w, r, "/login", http.StatusSeeOther)
 }

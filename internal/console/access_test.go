@@ -180,8 +180,9 @@ func TestOperatorsSeeTheirProfilesOnly(t *testing.T) {
 	if _, body := r.do(request(http.MethodGet, "/", mine)); !strings.Contains(body, "/profiles/review") || strings.Contains(body, "second") {
 		t.Errorf("the list: %s", body)
 	}
-	_, unknown := r.do(request(http.MethodGet, "/profiles/third", mine))
-	a, foreign := r.do(request(http.MethodGet, "/profiles/second", mine))
+	same := header("X-Request-Id", "same")
+	_, unknown := r.do(request(http.MethodGet, "/profiles/third", mine, same))
+	a, foreign := r.do(request(http.MethodGet, "/profiles/second", mine, same))
 	if a.StatusCode != http.StatusNotFound || unknown != foreign {
 		t.Errorf("another's profile: %d, and it can be told from one that does not exist", a.StatusCode)
 	}

@@ -21,35 +21,48 @@ func (c *console) profile(next func(http.ResponseWriter, *http.Request, *operato
 		name := r.PathValue("name")
 		ctx, cancel := context.WithTimeout(r.Context(), actionTimeout)
 		defer cancel()
-		if !c.may(o, name) {
+		d := c.decision(o, name)
+		if !d.Allowed {
+			c.record(r, o, name, false, d.By(), callerDenied)
 			c.fail(w, r, o, noProfile())
 			return
 		}
 		s, err := c.Broker.Status(ctx, name)
 		if err != nil {
+			c.record(r, o, name, false, d.By(), outcomeOf(err))
 			c.fail(w, r, o, noProfile())
+			return
+		}
+		if r.Method == http.MethodPost && !c.reserve(w, r, o, name) {
 			return
 		}
 		next(w, r.WithContext(ctx), o, s)
 	}
 }
 
-// audit tells the log who did what and how it ended.
-func (c *console) audit(o *operator, action, profile string, err error) {
+// audit tells the log and the audit log who did what and how it ended.
+func (c *console) audit(r *http.Request, o *operator, action, profile string, err error) {
+	d := c.decision(o, profile)
+	c.record(r, o, profile, d.Allowed, d.By(), outcomeOf(err))
+	c.tell(r, o, action, profile, err)
+}
+
+// tell tells the log.
+func (c *console) tell(r *http.Request, o *operator, action, profile string, err error) {
 	name := "nobody" // the callback is for anyone
 	if o != nil {
 		name = o.Name
 	}
 	if err != nil {
-		c.Logger.Warn("console", "action", action, "operator", name, "profile", profile, "outcome", "failed", "error", err)
+		c.Logger.Warn("console", "action", action, "operator", name, "profile", profile, "outcome", "failed", "error", err, "request_id", requestID(r))
 		return
 	}
-	c.Logger.Info("console", "action", action, "operator", name, "profile", profile, "outcome", "ok")
+	c.Logger.Info("console", "action", action, "operator", name, "profile", profile, "outcome", "ok", "request_id", requestID(r))
 }
 
 // finish answers an action.
 func (c *console) finish(w http.ResponseWriter, r *http.Request, o *operator, action, profile, outcome string, err error) {
-	c.audit(o, action, profile, err)
+	c.audit(r, o, action, profile, err)
 	if err != nil {
 		p := c.problemOf(err, "Not done: "+action)
 		p.Profile = profile
@@ -84,6 +97,7 @@ func (d departure) At(t time.Time) moment { return moment{d.Now, t} }
 
 func (c *console) authorize(w http.ResponseWriter, r *http.Request, o *operator, s *broker.Status) {
 	if s.GrantType != broker.AuthorizationCode {
+		c.record(r, o, s.Name, true, c.decision(o, s.Name).By(), string(broker.ReasonInvalidRequest))
 		c.fail(w, r, o, &problem{
 			Status: http.StatusConflict, Title: "Nobody signs in for this profile", Profile: s.Name,
 			Text: "Its grant is " + string(s.GrantType) + ". Only profiles of the grant authorization_code have a sign-in.",
@@ -99,7 +113,7 @@ func (c *console) authorize(w http.ResponseWriter, r *http.Request, o *operator,
 		c.finish(w, r, o, "authorize", s.Name, "", err)
 		return
 	}
-	c.audit(o, "authorize", s.Name, nil)
+	c.audit(r, o, "authorize", s.Name, nil)
 	if !browser.IsEmpty() {
 		c.setCookie(w, r, signInCookie(in.State), browser.Reveal(), time.Until(in.Expires))
 	}
@@ -138,7 +152,11 @@ func (c *console) abandon(w http.ResponseWriter, r *http.Request, o *operator) {
 func (c *console) decide(w http.ResponseWriter, r *http.Request, o *operator, action, outcome string, end func(context.Context, string, func(string) bool) (*broker.Completion, error)) {
 	ctx, cancel := context.WithTimeout(r.Context(), actionTimeout)
 	defer cancel()
+	if !c.reserve(w, r, o, "") {
+		return
+	}
 	if err := r.ParseForm(); err != nil {
+		c.record(r, o, "", false, "", string(broker.ReasonInvalidRequest))
 		c.fail(w, r, o, &problem{Status: http.StatusBadRequest, Title: "Not done: " + action, Text: "The form could not be read."})
 		return
 	}

@@ -89,8 +89,11 @@ func (c *console) callback(w http.ResponseWriter, r *http.Request) {
 	o, _ := c.identify(r)
 	a, err := readAnswer(r)
 	if err != nil {
-		c.audit(o, "sign-in", "", err)
+		c.signedIn(r, o, "", &broker.Error{Reason: broker.ReasonInvalidRequest, Text: err.Error()})
 		c.fail(w, r, nil, &problem{Status: http.StatusBadRequest, Title: "This is no answer to a sign-in", Text: sentence(err.Error()), Advice: startAgain})
+		return
+	}
+	if !c.reserve(w, r, o, "") {
 		return
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), actionTimeout)
@@ -106,17 +109,17 @@ func (c *console) callback(w http.ResponseWriter, r *http.Request) {
 	in, err := c.Broker.CompleteAuthorization(ctx, back)
 	switch {
 	case err != nil:
-		c.audit(o, "sign-in", "", err)
+		c.signedIn(r, o, "", err)
 		p := c.problemOf(err, "The sign-in is not complete")
 		p.Advice = startAgain
 		c.fail(w, r, nil, p)
 	case in.Ticket != "":
 		c.ask(ctx, w, r, o, in)
 	case c.may(o, in.Profile):
-		c.audit(o, "sign-in", in.Profile, nil)
+		c.signedIn(r, o, in.Profile, nil)
 		http.Redirect(w, r, "/profiles/"+in.Profile+"?done=signed-in", http.StatusSeeOther)
 	default:
-		c.audit(o, "sign-in", in.Profile, nil)
+		c.signedIn(r, o, in.Profile, nil)
 		http.Redirect(w, r, "/oauth/done", http.StatusSeeOther) // an address without the code
 	}
 }
@@ -131,11 +134,22 @@ func isPrefetch(r *http.Request) bool {
 	return false
 }
 
+// signedIn tells the log and the audit log how a sign-in ended. It is the state
+// that lets it through, whoever brings it.
+func (c *console) signedIn(r *http.Request, o *operator, profile string, err error) {
+	rule := ""
+	if profile != "" {
+		rule = byState
+	}
+	c.record(r, o, profile, profile != "", rule, outcomeOf(err))
+	c.tell(r, o, "sign-in", profile, err)
+}
+
 // refused ends a sign-in that the authorization server has refused.
 func (c *console) refused(ctx context.Context, w http.ResponseWriter, r *http.Request, o *operator, back broker.Callback, a answer) {
 	profile, err := c.Broker.RefuseAuthorization(ctx, back)
 	if err != nil { // whose text is this? Not that of a server that we asked
-		c.audit(o, "sign-in", "", err)
+		c.signedIn(r, o, "", err)
 		p := c.problemOf(err, "The sign-in is not complete")
 		p.Advice = startAgain
 		c.fail(w, r, nil, p)
@@ -149,7 +163,7 @@ func (c *console) refused(ctx context.Context, w http.ResponseWriter, r *http.Re
 	if a.error == "access_denied" {
 		p.Text = "Whoever signed in cancelled, or may not consent. Nothing has changed."
 	}
-	c.audit(o, "sign-in", profile, errors.New("refused: "+p.Code))
+	c.signedIn(r, o, profile, &broker.Error{Reason: broker.ReasonAuthorizationNeeded, Text: "refused: " + p.Code})
 	if c.may(o, profile) {
 		p.Profile = profile
 	}
@@ -165,7 +179,7 @@ type question struct {
 // ask has an operator decide. Whoever is none cannot: the working grant stays.
 func (c *console) ask(ctx context.Context, w http.ResponseWriter, r *http.Request, o *operator, in *broker.Completion) {
 	if c.may(o, in.Profile) {
-		c.audit(o, "sign-in of another account", in.Profile, nil)
+		c.audit(r, o, "sign-in of another account", in.Profile, nil)
 		w.Header().Set("Referrer-Policy", "strict-origin") // the form's origin, but never the address
 		c.render(w, o, http.StatusOK, "question", page{Title: "Replace the account?", Body: question{
 			Profile: in.Profile, Ticket: in.Ticket, Account: accountName(in.Account), Previous: accountName(in.Previous),
@@ -173,7 +187,8 @@ func (c *console) ask(ctx context.Context, w http.ResponseWriter, r *http.Reques
 		return
 	}
 	_, err := c.Broker.AbandonAuthorization(ctx, in.Ticket, nil)
-	c.audit(o, "keep account", in.Profile, err)
+	c.record(r, o, in.Profile, true, byState, anotherAccount)
+	c.tell(r, o, "keep account", in.Profile, err)
 	c.fail(w, r, nil, &problem{
 		Status: http.StatusConflict, Title: "Another account is in use",
 		Text:   "You have signed in as " + accountName(in.Account) + ". Profile " + in.Profile + " works with another account, which stays; yours was given up.",

@@ -23,6 +23,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/tokenbroker/tokenbroker/internal/audit"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 )
 
@@ -64,6 +65,8 @@ type Options struct {
 	URL string
 	// Logger gets one line per action and refusal. Never nil.
 	Logger *slog.Logger
+	// Audit gets one event per action, login and refusal; nil is nobody.
+	Audit *audit.Log
 }
 
 // maxForm bounds the body of a request.
@@ -72,12 +75,13 @@ const maxForm = 16 << 10
 type console struct {
 	Options
 	logins limiter
+	mux    *http.ServeMux
 }
 
 // Handler serves the admin address.
 func Handler(o Options) http.Handler {
-	c := &console{Options: o}
 	mux := http.NewServeMux()
+	c := &console{Options: o, mux: mux}
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", c.ready)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(o.Gatherer, promhttp.HandlerOpts{EnableOpenMetrics: true, MaxRequestsInFlight: 4}))
@@ -106,7 +110,7 @@ func Handler(o Options) http.Handler {
 		}
 	}
 	same.SetDenyHandler(http.HandlerFunc(c.crossOrigin))
-	return guard(same.Handler(mux))
+	return guard(c.visited(same.Handler(mux)))
 }
 
 func (c *console) ready(w http.ResponseWriter, _ *http.Request) {

@@ -79,6 +79,7 @@ func (c *console) render(w http.ResponseWriter, o *operator, status int, name st
 
 // fail shows a problem.
 func (c *console) fail(w http.ResponseWriter, r *http.Request, o *operator, p *problem) {
+	p.RequestID = requestID(r)
 	p.NotEncrypted = p.Login && !c.secure(r) && !isLoopbackHost(r.Host)
 	c.render(w, o, p.Status, "problem", page{Title: p.Title, Body: p})
 }

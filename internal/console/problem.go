@@ -24,6 +24,7 @@ type problem struct {
 	WrongToken   bool
 	NotEncrypted bool
 	Certificates bool // a client certificate would do as well
+	RequestID    string
 }
 
 func loginNeeded(certificates bool) *problem {

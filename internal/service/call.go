@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/tap"
 
 	"github.com/tokenbroker/tokenbroker/internal/access"
+	"github.com/tokenbroker/tokenbroker/internal/audit"
 )
 
 // Headers that are read from callers.
@@ -48,6 +49,8 @@ type call struct {
 
 	// outcome is what the handler found out about the call, for the audit log.
 	outcome outcome
+	// place that the audit log keeps for it, if it does; see reserve.
+	place audit.Place
 }
 
 // outcome is what came of a call.

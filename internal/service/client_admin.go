@@ -133,7 +133,9 @@ func (s *profileAdmin) authorizeBoth(ctx context.Context, profile, other string)
 	}
 	first := callFrom(ctx).outcome
 	if _, err = s.authorize(ctx, other, access.Admin, nil); err == nil && !s.broker.Has(other) {
-		err = denied(c, other, access.Admin)
+		f := denied(c, other, access.Admin)
+		f.unknown = true
+		err = f
 	}
 	if err == nil { // a denial is about the other one
 		callFrom(ctx).outcome = first

@@ -23,6 +23,8 @@ const Domain = "tokenbroker.v1"
 const (
 	reasonCallerUnknown broker.Reason = "CALLER_UNKNOWN"
 	reasonCallerDenied  broker.Reason = "CALLER_DENIED"
+
+	reasonAuditUnavailable broker.Reason = "AUDIT_UNAVAILABLE"
 )
 
 // codeOf is the one place where reasons become canonical codes.
@@ -38,7 +40,7 @@ func codeOf(r broker.Reason) codes.Code {
 		return codes.FailedPrecondition
 	case broker.ReasonEndpointThrottled, broker.ReasonRefreshTooSoon, broker.ReasonCallerThrottled:
 		return codes.ResourceExhausted
-	case broker.ReasonEndpointUnavailable, broker.ReasonStoreUnavailable:
+	case broker.ReasonEndpointUnavailable, broker.ReasonStoreUnavailable, reasonAuditUnavailable:
 		return codes.Unavailable
 	}
 	return codes.Internal
@@ -50,6 +52,8 @@ var internalError = status.Error(codes.Internal, "the broker itself failed; its 
 type failure struct {
 	cause   *broker.Error
 	profile string
+	// unknown: there is no such profile. That is for the audit log alone.
+	unknown bool
 	// fields that are wrong, when the request is; cause.Field needs no entry.
 	fields []*errdetails.BadRequest_FieldViolation
 }
@@ -110,7 +114,7 @@ var verbs = map[access.Operation]string{
 }
 
 // denied is the same whether the profile is forbidden or does not exist.
-func denied(c *access.Caller, profile string, op access.Operation) error {
+func denied(c *access.Caller, profile string, op access.Operation) failure {
 	return failure{
 		cause: &broker.Error{
 			Reason: reasonCallerDenied,
@@ -128,7 +132,9 @@ func fromBroker(err error, c *access.Caller, profile string, op access.Operation
 		return err
 	}
 	if e.Reason == broker.ReasonProfileUnknown {
-		return denied(c, profile, op)
+		f := denied(c, profile, op)
+		f.unknown = true
+		return f
 	}
 	return failure{cause: e, profile: cmp.Or(profile, e.Profile)}
 }

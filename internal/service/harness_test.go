@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -21,6 +22,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/tokenbroker/tokenbroker/internal/access"
+	"github.com/tokenbroker/tokenbroker/internal/audit"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/oauth"
 	"github.com/tokenbroker/tokenbroker/internal/service"
@@ -50,6 +52,9 @@ type rigOptions struct {
 	policy []access.Rule
 	change func(*vantage.Config)
 	more   []string // further profiles, of the same client
+	audit  *audit.Log
+	// registerer of the metrics; nil leaves them out.
+	registerer prometheus.Registerer
 }
 
 func newRig(t *testing.T, o rigOptions) *rig {
@@ -64,7 +69,7 @@ func newRig(t *testing.T, o rigOptions) *rig {
 	log := slog.New(slog.NewJSONHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	r.broker = broker.New(store.NewMemory(), broker.Options{Logger: log})
 	r.configure(o.change, o.more...)
-	r.service, err = service.New(service.Options{Broker: r.broker, Logger: log, TLS: o.tls, Reflection: true, Authorizer: r.access})
+	r.service, err = service.New(service.Options{Broker: r.broker, Logger: log, TLS: o.tls, Reflection: true, Authorizer: r.access, Audit: o.audit, Registerer: o.registerer})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
-	"time"
 
 	"buf.build/go/protovalidate"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -18,7 +17,6 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	"github.com/tokenbroker/tokenbroker/internal/audit"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 
 	pb "github.com/tokenbroker/tokenbroker/gen/tokenbroker/v1"
@@ -54,9 +52,8 @@ func (s *Service) end(ctx context.Context, method string, err error) error {
 	}
 	id := requestID(ctx)
 	st := statusOf(err, id)
-	reason := reasonOf(st)
 	s.logFailure(ctx, method, id, st, err)
-	s.record(ctx, method, cmp.Or(reason, st.Code().String()))
+	s.record(ctx, method, outcomeOf(err, st))
 	return st.Err()
 }
 
@@ -68,29 +65,6 @@ func reasonOf(st *status.Status) string {
 		}
 	}
 	return ""
-}
-
-// record writes the audit log's line for a call that came to a decision, or was
-// refused before it could.
-func (s *Service) record(ctx context.Context, method, outcome string) {
-	c := callFrom(ctx)
-	if c == nil || s.audit == nil || c.outcome.operation == 0 && outcome == "ok" {
-		return // nothing was decided: WhoAmI, health, reflection
-	}
-	o := &c.outcome
-	e := audit.Event{
-		Time: time.Now(), Door: "grpc", Method: method,
-		Profile: o.profile, Operation: o.operation.String(), Scopes: o.scopes, Job: o.job,
-		Allowed: o.decision.Allowed, Rule: o.decision.By(), Outcome: outcome, TokenID: o.tokenID, Source: o.source,
-		RequestID: requestID(ctx), TraceID: c.trace,
-	}
-	if c.caller != nil {
-		e.Caller, e.Proof, e.Forwarder = c.caller.Name, c.caller.Proof.String(), c.caller.Forwarder
-	}
-	if a := remote(ctx); a != nil {
-		e.Peer = a.String()
-	}
-	s.audit.Record(&e)
 }
 
 func (s *Service) logFailure(ctx context.Context, method, id string, st *status.Status, err error) {
@@ -109,6 +83,9 @@ func (s *Service) logFailure(ctx context.Context, method, id string, st *status.
 	attrs := []slog.Attr{slog.String("method", method), slog.String("code", st.Code().String()), slog.String("request_id", id), whoIs(ctx)}
 	if f := (failure{}); errors.As(err, &f) && f.cause.Reason == reasonCallerUnknown {
 		attrs = append(attrs, slog.String("error", cmp.Or(f.cause.Err, error(f)).Error()))
+	}
+	if c := callFrom(ctx); c != nil && c.trace != "" {
+		attrs = append(attrs, slog.String("trace_id", c.trace))
 	}
 	for _, d := range st.Details() {
 		if e, ok := d.(*errdetails.ErrorInfo); ok {

@@ -38,6 +38,7 @@ func (s *profileAdmin) ListProfiles(ctx context.Context, r *pb.ListProfilesReque
 	names := s.broker.Profiles()
 	out := &pb.ListProfilesResponse{}
 	callFrom(ctx).outcome.operation = access.Admin
+	callFrom(ctx).outcome.decision.Rule = access.NoRule
 	// A page begins after the name that ended the one before.
 	for _, name := range names[sort.SearchStrings(names, r.GetPageToken()):] {
 		d := s.access.Decide(c, access.Admin, name, nil)
@@ -89,8 +90,13 @@ func (s *profileAdmin) CompleteAuthorization(ctx context.Context, r *pb.Complete
 	if err != nil {
 		return nil, err
 	}
+	callFrom(ctx).outcome.operation = access.Admin
+	callFrom(ctx).outcome.decision.Rule = access.NoRule
+	if err := s.reserve(ctx); err != nil {
+		return nil, err
+	}
 	allowed := func(profile string) bool {
-		_, err := s.authorize(ctx, profile, access.Admin, nil)
+		_, err := s.permit(ctx, profile, access.Admin, nil)
 		return err == nil
 	}
 	done, err := s.broker.CompleteAuthorization(ctx, broker.Callback{
@@ -133,7 +139,7 @@ func (s *profileAdmin) ResetProfile(ctx context.Context, r *pb.ResetProfileReque
 	if err := s.broker.Reset(ctx, r.GetProfile()); err != nil {
 		return nil, fromBroker(err, c, r.GetProfile(), access.Admin)
 	}
-	s.log.Info("profile reset", "profile", r.GetProfile(), named(c))
+	s.log.Info("profile reset", "profile", r.GetProfile(), named(c), "request_id", requestID(ctx))
 	p, err := s.profile(ctx, r.GetProfile())
 	if err != nil {
 		return nil, err
@@ -142,7 +148,7 @@ func (s *profileAdmin) ResetProfile(ctx context.Context, r *pb.ResetProfileReque
 }
 
 func (s *profileAdmin) profile(ctx context.Context, name string) (*pb.Profile, error) {
-	c, err := s.authorize(ctx, name, access.Admin, nil)
+	c, err := s.permit(ctx, name, access.Admin, nil)
 	if err != nil {
 		return nil, err
 	}

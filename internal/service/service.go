@@ -13,6 +13,7 @@ package service
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
@@ -102,18 +103,19 @@ func New(o Options) (*Service, error) {
 	// around all there is.
 	guard := recovery.UnaryServerInterceptor(recovery.WithRecoveryHandlerContext(s.recovered))
 	guardStream := recovery.StreamServerInterceptor(recovery.WithRecoveryHandlerContext(s.recovered))
+	handshakes := newHandshakes(o.Logger)
 	chain := []grpc.UnaryServerInterceptor{guard}
 	streams := []grpc.StreamServerInterceptor{guardStream, s.endWithServer}
 	if o.Registerer != nil {
 		metrics := grpcprom.NewServerMetrics()
-		if err := o.Registerer.Register(metrics); err != nil {
+		if err := errors.Join(o.Registerer.Register(metrics), o.Registerer.Register(handshakes.failed)); err != nil {
 			return nil, fmt.Errorf("registering the metrics of calls: %w", err)
 		}
 		chain = append(chain, metrics.UnaryServerInterceptor())
 		streams = append(streams, metrics.StreamServerInterceptor())
 	}
 	s.Server = grpc.NewServer(
-		grpc.Creds(newCredentials(o.TLS)),
+		grpc.Creds(heard{newCredentials(o.TLS), handshakes}),
 		grpc.InTapHandle(s.arrive),
 		grpc.ChainUnaryInterceptor(append(chain, s.explain, guard, s.admit, s.validate)...),
 		grpc.ChainStreamInterceptor(append(streams, s.explainStream, guardStream, s.admitStream, s.validateStream)...),

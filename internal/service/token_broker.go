@@ -23,8 +23,20 @@ type tokenBroker struct {
 }
 
 // authorize returns the caller if it may do op with the profile, for tokens with
-// these scopes.
+// these scopes, and what it does can be put on record.
 func (s *Service) authorize(ctx context.Context, profile string, op access.Operation, scopes []string) (*access.Caller, error) {
+	c, err := s.permit(ctx, profile, op, scopes)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.reserve(ctx); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// permit is authorize for what hands out nothing and changes nothing.
+func (s *Service) permit(ctx context.Context, profile string, op access.Operation, scopes []string) (*access.Caller, error) {
 	c, err := callerOf(ctx)
 	if err != nil {
 		return nil, err
@@ -96,9 +108,11 @@ func (s *tokenBroker) issue(ctx context.Context, r tokenRequest, rejected string
 	if err != nil {
 		return nil, 0, err
 	}
+	callFrom(ctx).outcome.job = r.GetJob().GetId()
 	if err := shared(r.GetJob()); err != nil {
 		return nil, 0, err
 	}
+	callFrom(ctx).outcome.tokenID = rejected
 	demand := broker.Demand{Lifetime: r.GetMinLifetime().AsDuration(), Not: rejected}
 	token, source, err := s.broker.Issue(ctx, r.GetProfile(), r.GetScopes(), demand)
 	if lost := s.authorizeAgain(ctx, r.GetProfile(), op, r.GetScopes()); lost != nil {
@@ -118,6 +132,7 @@ func (s *tokenBroker) RevokeToken(ctx context.Context, r *pb.RevokeTokenRequest)
 	if err != nil {
 		return nil, err
 	}
+	callFrom(ctx).outcome.job, callFrom(ctx).outcome.tokenID = r.GetJob().GetId(), r.GetTokenId()
 	if err := shared(r.GetJob()); err != nil {
 		return nil, err
 	}

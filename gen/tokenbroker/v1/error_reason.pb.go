@@ -76,6 +76,9 @@ const (
 	// UNAVAILABLE. The store that the replicas share is out of reach, and this grant must not go on without it, because
 	// its credentials could be spent twice. RetryInfo says when to ask again.
 	ErrorReason_ERROR_REASON_STORE_UNAVAILABLE ErrorReason = 11
+	// UNAVAILABLE. The broker's audit log cannot be written, and its operators would rather have no answers than answers
+	// without a trace. Nothing was handed out or changed. RetryInfo says when to ask again; another replica may answer now.
+	ErrorReason_ERROR_REASON_AUDIT_UNAVAILABLE ErrorReason = 12
 )
 
 // Enum value maps for ErrorReason.
@@ -93,6 +96,7 @@ var (
 		9:  "ERROR_REASON_CALLER_THROTTLED",
 		10: "ERROR_REASON_ENDPOINT_UNAVAILABLE",
 		11: "ERROR_REASON_STORE_UNAVAILABLE",
+		12: "ERROR_REASON_AUDIT_UNAVAILABLE",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":            0,
@@ -107,6 +111,7 @@ var (
 		"ERROR_REASON_CALLER_THROTTLED":       9,
 		"ERROR_REASON_ENDPOINT_UNAVAILABLE":   10,
 		"ERROR_REASON_STORE_UNAVAILABLE":      11,
+		"ERROR_REASON_AUDIT_UNAVAILABLE":      12,
 	}
 )
 
@@ -141,7 +146,7 @@ var File_tokenbroker_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_tokenbroker_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"!tokenbroker/v1/error_reason.proto\x12\x0etokenbroker.v1*\xbb\x03\n" +
+	"!tokenbroker/v1/error_reason.proto\x12\x0etokenbroker.v1*\xdf\x03\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12 \n" +
 	"\x1cERROR_REASON_INVALID_REQUEST\x10\x01\x12\x1f\n" +
@@ -155,7 +160,8 @@ const file_tokenbroker_v1_error_reason_proto_rawDesc = "" +
 	"\x1dERROR_REASON_CALLER_THROTTLED\x10\t\x12%\n" +
 	"!ERROR_REASON_ENDPOINT_UNAVAILABLE\x10\n" +
 	"\x12\"\n" +
-	"\x1eERROR_REASON_STORE_UNAVAILABLE\x10\vBEZCgithub.com/tokenbroker/tokenbroker/gen/tokenbroker/v1;tokenbrokerv1b\x06proto3"
+	"\x1eERROR_REASON_STORE_UNAVAILABLE\x10\v\x12\"\n" +
+	"\x1eERROR_REASON_AUDIT_UNAVAILABLE\x10\fBEZCgithub.com/tokenbroker/tokenbroker/gen/tokenbroker/v1;tokenbrokerv1b\x06proto3"
 
 var (
 	file_tokenbroker_v1_error_reason_proto_rawDescOnce sync.Once
