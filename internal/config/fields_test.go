@@ -170,8 +170,8 @@ var used = map[string]probe{
 
 const (
 	syslogPart = "audit: {syslog: {facility: local0}}\n"
-	rule      = "policy: [{callers: [anonymous], profiles: [p], allow: [issue]}]\n"
-	forwarder = "server: {address: 'unix:s', forwarders: [{peers: ['dns:envoy'], header: x-forwarded-client-cert, callers: ['spiffe://prod/*']}]}\n"
+	rule       = "policy: [{callers: [anonymous], profiles: [p], allow: [issue]}]\n"
+	forwarder  = "server: {address: 'unix:s', forwarders: [{peers: ['dns:envoy'], header: x-forwarded-client-cert, callers: ['spiffe://prod/*']}]}\n"
 )
 
 // usedByOthers is what the two providers have that are much alike, with what
