@@ -1,6 +1,7 @@
 # The workshop. "make" lists what there is; "make check" is all that CI runs.
-# It needs Go, git and make; the tests a C compiler, for the race detector, redis-server, Chromium, and Node.js with npm
-# for the third-party server (they install all of these where they can).
+# It needs Go, git and make; the tests a C compiler, for the race detector, redis-server, Chromium, Node.js with npm,
+# Python, HAProxy and nginx (they install all of these where they can), and a JDK with Maven for one that is left out
+# without.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -24,6 +25,12 @@ GO_VERSION := $(shell go env GOVERSION)
 TOOLS := bin/.tools-$(GO_VERSION)
 THIRD_PARTY := conformance/server/node_modules/.package-lock.json
 VALIDATE_PROTO := third_party/buf/validate/validate.proto
+# What calls the broker, or stands before it, in the tests of internal/mesh.
+PEERS := internal/mesh/clients
+NODE_PEER := $(PEERS)/node/node_modules/.package-lock.json
+PYTHON_PEER := bin/python/.installed
+JAVA_PEER := bin/java/.built
+GRPCURL := bin/.grpcurl-1.9.4-$(GO_VERSION)
 
 .PHONY: help
 help: ## Show this list.
@@ -45,6 +52,11 @@ test: ## Run all tests under the race detector; PKG=./internal/... for some.
 conformance: $(THIRD_PARTY) ## Run the broker against a third-party authorization server.
 	scripts/need.sh redis-server node
 	go test -tags conformance -count=1 -timeout 5m ./conformance
+
+.PHONY: mesh
+mesh: $(GRPCURL) $(PYTHON_PEER) $(NODE_PEER) $(JAVA_PEER) $(VALIDATE_PROTO) ## Run the broker with real proxies, balancers and clients of other stacks.
+	scripts/need.sh haproxy nginx-stream node
+	ENVOY_BIN="$$(scripts/envoy.sh)" go test -tags mesh -count=1 -timeout 5m ./internal/mesh
 
 .PHONY: faults
 faults: ## Run the whole fault matrix on a fleet of replicas; it takes a quarter of an hour.
@@ -68,6 +80,7 @@ check: ## Run all that CI runs.
 	$(MAKE) vuln
 	$(MAKE) test
 	$(MAKE) conformance
+	$(MAKE) mesh
 	$(MAKE) build
 
 .PHONY: lint
@@ -82,6 +95,7 @@ lint-go: $(TOOLS)
 	go vet -tags chaos ./internal/fleet
 	go vet -tags conformance ./conformance
 	go vet -tags kills ./internal/fleet
+	go vet -tags mesh ./internal/mesh
 	# Generated code is not ours to argue with.
 	bin/staticcheck $$(go list ./... | grep -v '/gen/')
 
@@ -121,13 +135,14 @@ bench: ## Run the benchmarks; PKG=./internal/... for some.
 tools: $(TOOLS) $(VALIDATE_PROTO) ## Build the tools that tools/go.mod pins into bin/.
 
 .PHONY: download
-download: $(THIRD_PARTY) ## Download all modules, so that the rest works without a network.
+download: $(THIRD_PARTY) $(GRPCURL) $(PYTHON_PEER) $(NODE_PEER) $(JAVA_PEER) ## Download all modules, so that the rest works without a network.
 	go mod download
 	go -C tools mod download
+	-scripts/envoy.sh
 
 .PHONY: clean
 clean: ## Delete what was built.
-	rm -rf bin third_party conformance/server/node_modules
+	rm -rf bin third_party conformance/server/node_modules $(PEERS)/node/node_modules
 
 $(TOOLS): tools/go.mod tools/go.sum
 	mkdir -p bin
@@ -139,6 +154,29 @@ $(TOOLS): tools/go.mod tools/go.sum
 $(THIRD_PARTY): conformance/server/package-lock.json
 	scripts/need.sh node npm
 	cd $(<D) && npm ci --loglevel=error
+	@touch $@
+
+$(NODE_PEER): $(PEERS)/node/package-lock.json
+	scripts/need.sh node npm
+	cd $(<D) && npm ci --loglevel=error
+	@touch $@
+
+# What requirements.txt says, from Python's package index, with the hashes that it names.
+$(PYTHON_PEER): $(PEERS)/python/requirements.txt
+	scripts/need.sh python3-venv
+	rm -rf $(@D)
+	python3 -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r $<
+	@touch $@
+
+# Its test says loudly that it is left out where there is no Maven.
+$(JAVA_PEER): $(PEERS)/java/pom.xml $(PEERS)/java/src/main/java/Peer.java $(wildcard proto/tokenbroker/v1/*.proto) $(VALIDATE_PROTO)
+	@if command -v mvn >/dev/null && command -v java >/dev/null; then (set -x; mvn --quiet --batch-mode --file $< package && touch $@); fi
+
+# Not one of tools/go.mod: its versions of what we share with it are its own.
+$(GRPCURL):
+	GOBIN='$(CURDIR)/bin' go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4
+	@rm -f bin/.grpcurl-*
 	@touch $@
 
 # The rules that our schemas import. They come out of a Go module, because buf's registry is out of reach for many.

@@ -14,6 +14,13 @@ have() {
     redis-server) command -v redis-server >/dev/null && redis-server --version | grep -Eq ' v=([7-9]|[1-9][0-9])\.' ;;
     # 18 is the oldest that the third-party server supports.
     node) command -v node >/dev/null && node -e 'process.exit(parseInt(process.versions.node) >= 18 ? 0 : 1)' ;;
+    # venv comes without pip where distributions split it up.
+    python3-venv) command -v python3 >/dev/null && python3 -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null ;;
+    # It is built in, or it can be loaded; then nginx complains about an empty config only.
+    nginx-stream)
+      command -v nginx >/dev/null && { [[ $(nginx -V 2>&1) =~ --with-stream( |$) ]] ||
+        [[ $(nginx -t -e stderr -g 'load_module modules/ngx_stream_module.so; pid /dev/null;' -c /dev/null 2>&1) == *'no "events" section'* ]]; }
+      ;;
     chromium) command -v chromium chromium-browser google-chrome >/dev/null ;; # any will do
     *) command -v "$1" >/dev/null ;;
   esac
@@ -25,6 +32,9 @@ why() {
     cc) echo "a C compiler, for the race detector" ;;
     redis-server) echo "redis-server 7.0 or newer, for the tests" ;;
     node) echo "Node.js 18 or newer, for the third-party authorization server" ;;
+    python3-venv) echo "Python 3.10 or newer with venv and pip, for clients and Envoy in the tests" ;;
+    haproxy) echo "HAProxy 2.2 or newer, as a balancer in the tests" ;;
+    nginx-stream) echo "nginx with its module stream, as a balancer in the tests" ;;
     chromium) echo "Chromium, for the tests of the console" ;;
     *) echo "$1, for the tests" ;;
   esac
@@ -40,6 +50,11 @@ package() {
     apt-get:redis-server) echo redis-server redis-tools ;;
     dnf:redis-server | apk:redis-server) echo redis ;;
     *:node) echo nodejs ;;
+    # Some systems start these as services then. The tests run their own, on other ports and with files of their own.
+    apt-get:nginx-stream) echo nginx libnginx-mod-stream ;;
+    dnf:nginx-stream | apk:nginx-stream) echo nginx nginx-mod-stream ;;
+    dnf:python3-venv) echo python3 python3-pip ;;
+    apk:python3-venv) echo python3 py3-pip ;;
     *) echo "$2" ;;
   esac
 }

@@ -28,6 +28,7 @@ type client struct {
 	ca          string
 	certificate string
 	privateKey  string
+	tokenFile   string
 	timeout     time.Duration
 }
 
@@ -54,6 +55,7 @@ func (c *client) connectionFlags(cmd *cobra.Command) {
 	text(&c.ca, "ca", "", "CA certificates that the broker's certificate is checked against, a PEM file; default: the system's")
 	text(&c.certificate, "certificate", "", "client certificate for mTLS, a PEM file")
 	text(&c.privateKey, "private-key", "", "private key of the client certificate, a PEM file")
+	text(&c.tokenFile, "token-file", "", "a file with a bearer token that says who calls, such as a Kubernetes service account token; read for each call")
 }
 
 // call dials, runs f and explains what went wrong.
@@ -66,7 +68,15 @@ func (c *client) call(cmd *cobra.Command, f func(ctx context.Context, conn *grpc
 	if !strings.HasPrefix(target, "unix:") {
 		target = "dns:///" + target
 	}
-	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(creds), grpc.WithNoProxy(), grpc.WithUserAgent("broker-cli/"+buildVersion()))
+	options := []grpc.DialOption{grpc.WithTransportCredentials(creds), grpc.WithNoProxy(), grpc.WithUserAgent("broker-cli/" + buildVersion())}
+	if c.tokenFile != "" {
+		token := tokenFile{path: c.tokenFile, secure: !isLocal(c.address)}
+		if _, err := token.read(); err != nil {
+			return usageError{err}
+		}
+		options = append(options, grpc.WithPerRPCCredentials(token))
+	}
+	conn, err := grpc.NewClient(target, options...)
 	if err != nil {
 		return usageError{fmt.Errorf("address %q: %w", c.address, err)}
 	}

@@ -37,6 +37,10 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		defer os.RemoveAll(dir)
+		if err := os.Chmod(dir, 0o711); err != nil { // some tests run it as another user
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
 		binary = filepath.Join(dir, "broker")
 		if out, err := exec.Command("go", "build", "-o", binary, ".").CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "building the command: %v\n%s", err, out)
@@ -248,6 +252,24 @@ profiles:
       client_secret: {file: secret}
       client_credentials: {}
 %s`, s.url, strings.Join(more, "\n")))
+}
+
+// onSocket writes a config that serves on a unix socket.
+func (s *stage) onSocket(socket string, more ...string) string {
+	s.t.Helper()
+	return s.write("config.yaml", strings.Replace(read(s.t, s.config(more...)), `{address: "127.0.0.1:0"}`, `{address: "unix:`+socket+`"}`, 1))
+}
+
+// shortDir is a directory whose path leaves room: those of sockets have about
+// 100 characters.
+func shortDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "broker")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 func freeAddress(t *testing.T) string {

@@ -21,6 +21,9 @@ const (
 )
 
 func main() {
+	if err := harden(); err != nil { // a sandbox may forbid it; that is no reason not to serve
+		fmt.Fprintf(os.Stderr, "broker: a crash may leave secrets in a core dump: %v\n", err)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -152,33 +153,81 @@ func newReset() *cobra.Command {
 
 func newWhoami() *cobra.Command {
 	var c client
+	var output string
 	cmd := &cobra.Command{
 		Use:   "whoami",
-		Short: "Show how the broker sees you, and what you may use",
+		Short: "Show how the broker sees you, what you may use, and which rules say so",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
-				r, err := pb.NewTokenBrokerClient(conn).WhoAmI(ctx, &pb.WhoAmIRequest{})
-				if err != nil {
-					return err
-				}
-				t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 3, ' ', 0)
-				fmt.Fprintf(t, "caller\t%s\nproven by\t%s\nrequest\t%s\n", r.GetCaller(), word(r.GetProof(), "IDENTITY_PROOF_"), r.GetRequestId())
-				for _, p := range r.GetPermissions() {
-					ops := make([]string, len(p.GetOperations()))
-					for i, op := range p.GetOperations() {
-						ops[i] = word(op, "OPERATION_")
-					}
-					fmt.Fprintf(t, "%s\t%s\n", p.GetProfile(), strings.Join(ops, " "))
-				}
-				if len(r.GetPermissions()) == 0 {
-					fmt.Fprintln(t, "may use\tnothing: no policy rule allows this caller anything")
-				}
-				return t.Flush()
+			if output != "table" && output != "json" {
+				return usageError{fmt.Errorf("--output %q: use table or json", output)}
+			}
+			var who *pb.WhoAmIResponse
+			err := c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) (err error) {
+				who, err = pb.NewTokenBrokerClient(conn).WhoAmI(ctx, &pb.WhoAmIRequest{})
+				return err
 			})
+			if err != nil {
+				return err
+			}
+			if output == "json" {
+				return printWhoJSON(cmd.OutOrStdout(), who)
+			}
+			return printWho(cmd.OutOrStdout(), who)
 		},
 	}
 	c.flags(cmd)
+	cmd.Flags().StringVar(&output, "output", "table", "table or json")
 	return cmd
+}
+
+func printWhoJSON(w io.Writer, who *pb.WhoAmIResponse) error {
+	b, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(who) // it holds no secret
+	if err != nil {
+		return err
+	}
+	e := json.NewEncoder(w) // protojson's own blanks differ from build to build
+	e.SetIndent("", "  ")
+	return e.Encode(json.RawMessage(b))
+}
+
+func printWho(w io.Writer, who *pb.WhoAmIResponse) error {
+	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
+	fmt.Fprintf(t, "caller\t%s\nproven by\t%s\n", who.GetCaller(), word(who.GetProof(), "IDENTITY_PROOF_"))
+	if who.GetForwarder() != "" {
+		fmt.Fprintf(t, "forwarded by\t%s\n", who.GetForwarder())
+	}
+	fmt.Fprintf(t, "request\t%s\n", who.GetRequestId())
+	if len(who.GetPermissions()) == 0 {
+		fmt.Fprintln(t, "may use\tnothing: no policy rule allows this caller anything")
+		return t.Flush()
+	}
+	fmt.Fprintln(t, "\nPROFILE\tMAY\tBY\tSCOPES")
+	for _, p := range who.GetPermissions() {
+		for _, row := range grantRows(p) {
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", p.GetProfile(), strings.Join(row.operations, " "), row.rule, or(row.scopes, "any"))
+		}
+	}
+	return t.Flush()
+}
+
+// grantRow is what one rule grants, with the same limit.
+type grantRow struct {
+	operations   []string
+	rule, scopes string
+}
+
+// grantRows has a row per rule; admin, which scopes do not limit, may have one of
+// its own.
+func grantRows(p *pb.Permission) (rows []*grantRow) {
+	for _, g := range p.GetGrants() {
+		rule, scopes := g.GetRule(), strings.Join(g.GetScopes(), " ")
+		i := slices.IndexFunc(rows, func(r *grantRow) bool { return r.rule == rule && r.scopes == scopes })
+		if i < 0 {
+			i, rows = len(rows), append(rows, &grantRow{rule: rule, scopes: scopes})
+		}
+		rows[i].operations = append(rows[i].operations, word(g.GetOperation(), "OPERATION_"))
+	}
+	return rows
 }
 
 // word is an enum value as people write it.

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -21,6 +20,7 @@ import (
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/config"
 	"github.com/tokenbroker/tokenbroker/internal/service"
+	"github.com/tokenbroker/tokenbroker/internal/serviceaccount"
 	"github.com/tokenbroker/tokenbroker/internal/store"
 	"github.com/tokenbroker/tokenbroker/internal/workload"
 )
@@ -94,6 +94,7 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	var accounts *serviceaccount.Verifier // in force
 	apply := func(c *config.Config) error {
 		policy, err := access.NewPolicy(c.Policy)
 		if err != nil {
@@ -108,12 +109,13 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 		settings.Store(c.Server.TLS)
 		adminSettings.Store(c.Admin.TLS)
 		operators.Store(c.Admin.Revocations)
-		s.service.SetTrust(service.Trust{Revocations: c.Server.Revocations})
 		s.config.Store(c)
 		bearer.Store(&c.Admin.BearerToken)
 		if c.Store != nil {
 			s.redis.Use(c.Store.Access)
 		}
+		accounts = serviceaccount.New(c.Server.ServiceAccounts, serviceaccount.Options{Logger: log, Previous: accounts})
+		s.service.SetTrust(trustOf(c, accounts))
 		s.configure(c.Profiles, policy)
 		for _, w := range c.Warnings {
 			log.Warn("config", "file", w.File, "line", w.Line, "column", w.Column, "path", w.Path, "warning", w.Message)
@@ -145,6 +147,16 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 	stop()
 	<-watched
 	return err
+}
+
+// trustOf is what a config says is to be believed of callers; accounts are those
+// of its clusters.
+func trustOf(c *config.Config, accounts *serviceaccount.Verifier) service.Trust {
+	t := service.Trust{Forwarders: c.Server.Forwarders, Revocations: c.Server.Revocations}
+	if len(c.Server.ServiceAccounts) > 0 {
+		t.ServiceAccounts = accounts
+	}
+	return t
 }
 
 // reloader takes over changed configurations, one at a time.
@@ -287,65 +299,4 @@ func newLogger(w io.Writer, format string, level slog.Leveler) *slog.Logger {
 		return slog.New(slog.NewTextHandler(w, o))
 	}
 	return slog.New(slog.NewJSONHandler(w, o))
-}
-
-func newCheck() *cobra.Command {
-	var path, output string
-	cmd := &cobra.Command{
-		Use:   "check --config FILE",
-		Short: "Check a config, as serve would, without touching the network",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "text" && output != "json" {
-				return usageError{fmt.Errorf("--output %q: use text or json", output)}
-			}
-			return check(path, output, cmd.OutOrStdout())
-		},
-	}
-	configFlag(cmd, &path)
-	cmd.Flags().StringVar(&output, "output", "text", "text or json")
-	return cmd
-}
-
-// report is what check prints as JSON.
-type report struct {
-	Valid    bool            `json:"valid"`
-	Profiles int             `json:"profiles"`
-	Problems config.Problems `json:"problems"`
-	Warnings config.Problems `json:"warnings"`
-}
-
-func check(path, output string, w io.Writer) error {
-	r := report{Problems: config.Problems{}, Warnings: config.Problems{}}
-	c, err := config.Load(path, config.Options{})
-	if err == nil {
-		_, err = access.NewPolicy(c.Policy)
-	}
-	if err != nil {
-		if !errors.As(err, &r.Problems) {
-			r.Problems = config.Problems{{File: path, Message: err.Error()}}
-		}
-	} else {
-		r.Valid, r.Profiles, r.Warnings = true, len(c.Profiles), append(r.Warnings, c.Warnings...)
-	}
-	if output == "json" {
-		e := json.NewEncoder(w)
-		e.SetIndent("", "  ")
-		if err := e.Encode(r); err != nil {
-			return err
-		}
-	} else {
-		for _, p := range r.Problems {
-			fmt.Fprintln(w, p)
-		}
-		for _, p := range r.Warnings {
-			fmt.Fprintln(w, "warning:", p)
-		}
-		if r.Valid {
-			fmt.Fprintf(w, "%s is valid: %d profiles\n", path, r.Profiles)
-		}
-	}
-	if err != nil {
-		return alreadyTold{usageError{err}}
-	}
-	return nil
 }

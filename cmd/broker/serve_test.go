@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
 	"github.com/tokenbroker/tokenbroker/internal/testca"
@@ -266,7 +267,7 @@ func TestHangupReloads(t *testing.T) {
 	}
 }
 
-func read(t *testing.T, path string) string {
+func read(t testing.TB, path string) string {
 	t.Helper()
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -308,13 +309,9 @@ func TestStopGivesTokenRequestsBackAndAnswersEverybody(t *testing.T) {
 func TestServeOnASocket(t *testing.T) {
 	t.Parallel()
 	s := newStage(t)
-	dir, err := os.MkdirTemp("", "broker") // a short path: sockets have about 100 characters
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	socket := filepath.Join(dir, "s")
-	s.write("config.yaml", strings.Replace(read(t, s.config()), `{address: "127.0.0.1:0"}`, `{address: "unix:`+socket+`"}`, 1))
+	socket := filepath.Join(shortDir(t), "s")
+	me := fmt.Sprintf("unix:uid:%d", os.Getuid())
+	s.onSocket(socket, `policy: [{callers: ["`+me+`"], profiles: [invoices], allow: [issue]}]`)
 	for range 2 { // the second finds what the first, killed, left behind
 		p := start(t, s.path("config.yaml"))
 		if info, err := os.Stat(socket); err != nil || info.Mode().Perm() != 0o660 {
@@ -323,7 +320,7 @@ func TestServeOnASocket(t *testing.T) {
 		if got := command(t, "token", "invoices", "--address", "unix:"+socket); got.status != 0 {
 			t.Errorf("%+v", got)
 		}
-		if got := command(t, "whoami", "--address", "unix:"+socket); !strings.Contains(got.stdout, "unix_peer") {
+		if got := command(t, "whoami", "--address", "unix:"+socket); !strings.Contains(got.stdout, "unix_peer") || !strings.Contains(got.stdout, me+"\n") {
 			t.Errorf("%+v", got)
 		}
 		second := command(t, "serve", "--config", s.path("config.yaml"))
@@ -488,5 +485,29 @@ func TestServeWithMutualTLSAndPolicy(t *testing.T) {
 	p.await("the new certificates are in force", func() bool { return as("token", "invoices", "--timeout", "5s").status == 0 })
 	if strings.Contains(p.log.String(), "PRIVATE KEY") {
 		t.Error("a private key is in the log")
+	}
+}
+
+func TestStopIsSeenByWhoeverWatchesBeforeConnectionsAreRefused(t *testing.T) {
+	t.Parallel()
+	p := start(t, newStage(t).config())
+	for range 2 {
+		if code, body := p.get("/readyz"); code != 200 {
+			t.Fatalf("readyz: %d %s", code, body)
+		}
+	}
+	p.signal(syscall.SIGTERM)
+	p.await("readiness ends", func() bool { code, _ := p.get("/readyz"); return code == 503 })
+	conn := p.dial()
+	if _, err := pb.NewTokenBrokerClient(conn).IssueToken(t.Context(), &pb.IssueTokenRequest{Profile: "invoices"}); err != nil {
+		t.Errorf("a call on a new connection, of somebody who has not noticed yet: %v", err)
+	}
+	health, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
+	if err != nil || health.Status != healthpb.HealthCheckResponse_NOT_SERVING {
+		t.Errorf("health: %v, %v", health, err)
+	}
+	<-p.exited
+	if code := p.cmd.ProcessState.ExitCode(); code != 0 {
+		t.Errorf("exit status %d\n%s", code, p.log)
 	}
 }

@@ -41,7 +41,7 @@ type server struct {
 	service  *service.Service
 	metrics  *console.Metrics
 	admin    *http.Server
-	draining atomic.Bool
+	ready    readiness
 	config   atomic.Pointer[config.Config] // in force; nil: there is no file
 	workload *workload.Source              // nil: certificates are files
 }
@@ -127,25 +127,15 @@ func (s *server) configure(profiles []*broker.Profile, policy *access.Policy) {
 	// the stricter order is policy first.
 	s.access.Use(policy)
 	s.broker.Configure(profiles)
+	// Streams are judged anew, because their profiles' scopes may be others.
+	s.access.Use(policy)
 	s.metrics.Loaded()
 }
 
-// missing names what stands against answering calls.
-func (s *server) missing() []string {
-	if s.draining.Load() {
-		return []string{"this replica is shutting down"}
-	}
-	if s.workload != nil {
-		if missing := s.workload.Missing(); missing != "" {
-			return []string{missing}
-		}
-	}
-	return nil
-}
-
 // run serves until ctx ends, and then lets calls under way finish: health goes
-// first, so that nobody new comes; requests to token endpoints are given back,
-// so that another replica makes them.
+// first, so that nobody new comes, and those who watch it get the time to see;
+// then requests to token endpoints are given back, so that another replica makes
+// them.
 func (s *server) run(ctx context.Context, calls, admin net.Listener) error {
 	g, failed := errgroup.WithContext(ctx)
 	g.Go(func() error {
@@ -169,8 +159,14 @@ func (s *server) run(ctx context.Context, calls, admin net.Listener) error {
 		s.log.Info("shutting down")
 		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 		defer cancel()
-		s.draining.Store(true)
+		watched := s.ready.leave()
 		s.service.Drain()
+		if ctx.Err() != nil { // it was asked to stop: nothing has failed, all can go on
+			select {
+			case <-time.After(watched):
+			case <-limit.Done():
+			}
+		}
 		s.broker.Drain()
 		s.service.Shutdown(limit)
 		s.close()
@@ -201,18 +197,22 @@ func listen(network, address string) (net.Listener, error) {
 			return nil, err
 		}
 	}
-	ln, err := net.Listen(network, address)
+	ln, err := bind(network, address)
 	if err != nil {
 		return nil, fmt.Errorf("listening on %s: %w", address, err)
 	}
 	if network == "unix" {
-		if err := os.Chmod(address, 0o660); err != nil {
+		// It has no more than this already; the umask may have left less.
+		if err := os.Chmod(address, socketMode); err != nil {
 			ln.Close()
 			return nil, fmt.Errorf("listening on %s: %w", address, err)
 		}
 	}
 	return ln, nil
 }
+
+// socketMode lets the socket's owner and group connect, and nobody else.
+const socketMode = 0o660
 
 func clearSocket(path string) error {
 	if info, err := os.Lstat(path); err != nil || info.Mode().Type() != os.ModeSocket {

@@ -13,8 +13,6 @@
 package access
 
 import (
-	"crypto/x509"
-	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -101,27 +99,6 @@ type Caller struct {
 
 	// granted caches what a policy says of the caller.
 	granted atomic.Pointer[grants]
-}
-
-// Identify names a caller by its verified certificate: the URI SAN, which is a
-// SPIFFE ID in a mesh, else the DNS SAN. The common name proves nothing. More
-// than one URI, or more than one DNS name without a URI, or a wildcard, is
-// ambiguous, and who is ambiguous is nobody: nil. Nobody, too, is a URI that is
-// spelled like another kind of caller.
-func Identify(leaf *x509.Certificate) *Caller {
-	switch {
-	case len(leaf.URIs) == 1:
-		u := leaf.URIs[0]
-		if u.Host == "" || u.Scheme == "" || strings.EqualFold(u.Scheme, "dns") {
-			return nil
-		}
-		return &Caller{Name: u.String(), Proof: URISAN, Expires: leaf.NotAfter}
-	case len(leaf.URIs) == 0 && len(leaf.DNSNames) == 1:
-		name := strings.ToLower(leaf.DNSNames[0])
-		if strings.Contains(name, "*") {
-			return nil
-		}
-		return &Caller{Name: "dns:" + name, Proof: DNSSAN, Expires: leaf.NotAfter}
-	}
-	return nil
+	// spoken caches what forwarders believe of the caller.
+	spoken atomic.Pointer[voice]
 }

@@ -2,65 +2,99 @@ package access
 
 import (
 	"fmt"
+	"math/bits"
 	"slices"
-	"strings"
 	"sync/atomic"
 )
 
-// Rule allows some callers some operations on some profiles.
+// Rule allows some callers some operations on some profiles. The first rule, in
+// the order of the file, that allows a caller all that it asks for decides: rules
+// do not add up, so that one of them can always be named.
 type Rule struct {
 	// Callers: "spiffe://…", "k8s://…", "dns:…", "unix:uid:…", "unix:gid:…" or
 	// "anonymous"; "*" stands for anything within one segment of a path, or one
-	// label of a DNS name.
+	// label of a DNS name, and never for user 0 or group 0. See [Match]. A
+	// pattern that says less than the whole of how names begin, such as "*",
+	// means nobody.
 	Callers []string
 	// Profiles by name; "*" stands for any number of characters.
 	Profiles []string
 	// Allow: issue, refresh, watch, revoke, admin.
 	Allow []string
 	// Scopes that may be asked for; "*" stands for any number of characters.
-	// None means any scope.
+	// None means any scope. The rule allows a request if each scope of it is
+	// matched. A request that names no scopes asks for all of the profile's
+	// own; if the profile has none either, nobody knows what the server would
+	// grant, and a rule with scopes does not allow it. Admin knows no scopes.
 	Scopes []string
 }
 
 // Policy decides what callers may do. It is immutable. The zero value allows
 // nothing to authenticated callers, and everything to an anonymous one, who
 // exists only on this machine.
-type Policy struct{ rules []rule }
+//
+// Each thing that a rule speaks of (callers, profiles, operations, scopes) has an
+// [index] from names to sets of rules; a decision is the first rule that is in
+// all of the sets. The set of a caller is worked out once per caller.
+type Policy struct {
+	rules []Rule
+	allow []set // of each rule
+	words int   // of a set of rules
 
-type rule struct {
-	index    int
-	callers  []string
-	profiles []string
-	scopes   []string
-	allow    set
+	callers, profiles, scopes *index
+	allowing                  [len(operations)][]uint64
+	unlimited                 []uint64 // the rules without scopes
 }
 
 // set is a set of operations.
 type set uint
 
-const everything = set(1<<Issue | 1<<Refresh | 1<<Watch | 1<<Revoke | 1<<Admin)
-
 func (s set) has(op Operation) bool { return s&(1<<op) != 0 }
 
-// NewPolicy compiles rules.
-func NewPolicy(rules []Rule) (*Policy, error) {
-	p := &Policy{}
-	for i, r := range rules {
-		compiled := rule{index: i, profiles: r.Profiles, scopes: r.Scopes}
-		for _, pattern := range r.Callers {
-			if strings.HasPrefix(pattern, "dns:") { // DNS names have no case
-				pattern = strings.ToLower(pattern)
-			}
-			compiled.callers = append(compiled.callers, pattern)
+// list names the operations of the set.
+func (s set) list() (names []string) {
+	for _, op := range Operations() {
+		if s.has(op) {
+			names = append(names, op.String())
 		}
+	}
+	return names
+}
+
+// NewPolicy compiles rules, which must not be changed any more.
+func NewPolicy(rules []Rule) (*Policy, error) {
+	words := (len(rules) + 63) / 64
+	p := &Policy{
+		rules: rules, allow: make([]set, len(rules)), words: words, unlimited: make([]uint64, words),
+		callers: newIndex(words, matchName), profiles: newIndex(words, matchText), scopes: newIndex(words, matchText),
+	}
+	for _, op := range Operations() {
+		p.allowing[op] = make([]uint64, words)
+	}
+	for i, r := range rules {
 		for _, name := range r.Allow {
 			op := slices.Index(operations[:], name)
 			if op <= 0 {
 				return nil, fmt.Errorf("policy rule %d: there is no operation %q; use issue, refresh, watch, revoke or admin", i, name)
 			}
-			compiled.allow |= 1 << op
+			p.allow[i] |= 1 << op
+			setBit(p.allowing[op], i)
 		}
-		p.rules = append(p.rules, compiled)
+		for _, pattern := range r.Callers {
+			p.callers.add(fold(pattern), i)
+		}
+		for _, pattern := range r.Profiles {
+			p.profiles.add(pattern, i)
+		}
+		for _, pattern := range r.Scopes {
+			p.scopes.add(pattern, i)
+		}
+		if len(r.Scopes) == 0 {
+			setBit(p.unlimited, i)
+		}
+	}
+	for _, x := range []*index{p.callers, p.profiles, p.scopes} {
+		x.build()
 	}
 	return p, nil
 }
@@ -100,19 +134,143 @@ func (d Decision) By() string {
 	case ByAddress:
 		return "local"
 	}
-	return fmt.Sprintf("policy[%d]", d.Rule)
+	return name(d.Rule)
 }
 
 // Decide says whether the caller may do op with the profile. Scopes are those
 // that a token is asked for, never none if the profile has any; they do not
-// matter for Admin. The first rule that allows all of it decides.
+// matter for Admin. The first rule that allows all of it decides. It allocates
+// nothing, but for the first decision about a caller.
 func (p *Policy) Decide(c *Caller, op Operation, profile string, scopes []string) Decision {
-	for _, r := range c.under(p).rules {
-		if r.allow.has(op) && r.covers(profile) && (op == Admin || r.spans(scopes)) {
-			return Decision{Allowed: true, Rule: r.index}
+	g := c.under(p)
+	switch {
+	case op <= 0 || int(op) >= len(operations):
+		return Decision{Rule: NoRule}
+	case g.by != 0:
+		return Decision{Allowed: true, Rule: g.by}
+	case g.rules == nil:
+		return Decision{Rule: NoRule}
+	case g.few != nil:
+		return p.decideAmongFew(g.few, op, profile, scopes)
+	}
+	if p.words <= fewWords {
+		var room [2 * fewWords]uint64
+		return p.decide(g, op, profile, scopes, room[:2*p.words])
+	}
+	return p.decideAmongMany(g, op, profile, scopes)
+}
+
+// decideAmongFew looks at one rule after the other, which is quicker while there
+// are few patterns.
+func (p *Policy) decideAmongFew(rules []int, op Operation, profile string, scopes []string) Decision {
+	for _, i := range rules {
+		r := &p.rules[i]
+		if p.allow[i].has(op) && anyMatches(r.Profiles, profile) && (op == Admin || r.spans(scopes)) {
+			return Decision{Allowed: true, Rule: i}
 		}
 	}
 	return Decision{Rule: NoRule}
+}
+
+// spans reports whether the rule allows all of the scopes.
+func (r *Rule) spans(scopes []string) bool {
+	if len(r.Scopes) == 0 {
+		return true
+	}
+	for _, scope := range scopes {
+		if !anyMatches(r.Scopes, scope) {
+			return false
+		}
+	}
+	return len(scopes) > 0
+}
+
+func anyMatches(patterns []string, s string) bool {
+	for _, pattern := range patterns {
+		if matchText(pattern, s) {
+			return true
+		}
+	}
+	return false
+}
+
+// decideAmongMany has a larger stack.
+func (p *Policy) decideAmongMany(g *grants, op Operation, profile string, scopes []string) Decision {
+	if p.words <= manyWords {
+		var room [2 * manyWords]uint64
+		return p.decide(g, op, profile, scopes, room[:2*p.words])
+	}
+	return p.decide(g, op, profile, scopes, make([]uint64, 2*p.words))
+}
+
+// decide works in a room for two sets, which are empty.
+func (p *Policy) decide(g *grants, op Operation, profile string, scopes []string, room []uint64) Decision {
+	found := room[:p.words]
+	p.covering(g, op, profile, found)
+	if op != Admin && anyBut(found, p.unlimited) {
+		p.limit(found, scopes, room[p.words:])
+	}
+	for i, word := range found {
+		if word != 0 {
+			return Decision{Allowed: true, Rule: i*64 + bits.TrailingZeros64(word)}
+		}
+	}
+	return Decision{Rule: NoRule}
+}
+
+// Sets of fewWords are for 1,024 rules, those of manyWords for 10,240, which is
+// more than a configuration may have.
+const (
+	fewWords  = 16
+	manyWords = 160
+)
+
+// covering puts into found, which is empty, the rules that allow op on the
+// profile, for some scopes at least.
+func (p *Policy) covering(g *grants, op Operation, profile string, found []uint64) {
+	p.profiles.find(profile, found)
+	allowing := p.allowing[op]
+	for i := range found {
+		found[i] &= g.rules[i] & allowing[i]
+	}
+}
+
+// limit leaves in found the rules that allow all of the scopes. It needs another
+// set to work in.
+func (p *Policy) limit(found []uint64, scopes []string, with []uint64) {
+	if len(scopes) == 0 {
+		for i := range found {
+			found[i] &= p.unlimited[i]
+		}
+		return
+	}
+	for _, scope := range scopes {
+		copy(with, p.unlimited)
+		p.scopes.find(scope, with)
+		for i := range found {
+			found[i] &= with[i]
+		}
+	}
+}
+
+// anyBut reports whether there is a rule in found that the others have not.
+func anyBut(found, others []uint64) bool {
+	for i, word := range found {
+		if word&^others[i] != 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// numbers lists the rules of a set.
+func numbers(found []uint64) (rules []int) {
+	for i, word := range found {
+		for ; word != 0; word &= word - 1 {
+			rules = append(rules, i*64+bits.TrailingZeros64(word))
+		}
+	}
+	return rules
 }
 
 // Allowance is a rule that allows something.
@@ -126,113 +284,97 @@ type Allowance struct {
 // Allowing returns all rules that allow the caller op on the profile, for some
 // scopes at least.
 func (p *Policy) Allowing(c *Caller, op Operation, profile string) []Allowance {
+	g := c.under(p)
+	switch {
+	case op <= 0 || int(op) >= len(operations):
+		return nil
+	case g.by != 0:
+		return []Allowance{{Index: g.by}}
+	case g.rules == nil:
+		return nil
+	}
+	rules := make([]uint64, p.words)
+	p.covering(g, op, profile, rules)
 	var found []Allowance
-	for _, r := range c.under(p).rules {
-		if r.allow.has(op) && r.covers(profile) {
-			found = append(found, Allowance{Index: r.index, Scopes: r.scopes})
+	for _, i := range numbers(rules) {
+		a := Allowance{Index: i}
+		if op != Admin {
+			a.Scopes = p.rules[i].Scopes
 		}
+		found = append(found, a)
 	}
 	return found
 }
 
-func (r *rule) covers(profile string) bool {
-	for _, pattern := range r.profiles {
-		if match(pattern, profile, 0) {
-			return true
-		}
-	}
-	return false
-}
-
-// spans reports whether the rule allows all of the scopes.
-func (r *rule) spans(scopes []string) bool {
-	if len(r.scopes) == 0 {
-		return true
-	}
-	for _, scope := range scopes {
-		if !slices.ContainsFunc(r.scopes, func(pattern string) bool { return match(pattern, scope, 0) }) {
-			return false
-		}
-	}
-	return len(scopes) > 0
-}
-
-// grants are the rules of a policy that speak of one caller.
+// grants are what a policy says of one caller.
 type grants struct {
 	policy *Policy
-	rules  []rule
+	// by decides whatever it is, if it is not zero: [ByDefault] and so on.
+	by int
+	// rules that name the caller; nil is none.
+	rules []uint64
+	// few are the same rules, if they have no more than fewPatterns.
+	few []int
 }
+
+const fewPatterns = 8
 
 // under returns what p grants the caller.
 func (c *Caller) under(p *Policy) *grants {
 	g := c.granted.Load()
 	if g == nil || g.policy != p {
-		g = &grants{policy: p, rules: p.rulesFor(c)}
+		g = p.grantsOf(c)
 		c.granted.Store(g)
 	}
 	return g
 }
 
-var all = []string{"*"}
-
-// rulesFor returns the rules that speak of the caller.
-func (p *Policy) rulesFor(c *Caller) []rule {
+func (p *Policy) grantsOf(c *Caller) *grants {
+	g := &grants{policy: p}
 	switch {
 	case c.Proof == BearerToken:
-		return []rule{{index: ByToken, profiles: all, allow: everything}}
+		g.by = ByToken
 	case c.Proof == LocalOperator:
-		return []rule{{index: ByAddress, profiles: all, allow: everything}}
+		g.by = ByAddress
 	case len(p.rules) == 0 && c.Name == Anonymous:
-		return []rule{{index: ByDefault, profiles: all, allow: everything}}
+		g.by = ByDefault
+	case len(p.rules) > 0:
+		g.rules = make([]uint64, p.words)
+		p.named(c.Name, g.rules)
+		for _, group := range c.Groups {
+			p.named(group, g.rules)
+		}
+		if !slices.ContainsFunc(g.rules, func(word uint64) bool { return word != 0 }) {
+			g.rules = nil
+		}
+		g.few = p.ifFew(g.rules)
 	}
-	var found []rule
-	for _, r := range p.rules {
-		if slices.ContainsFunc(r.callers, c.is) {
-			found = append(found, r)
+	return g
+}
+
+// ifFew lists rules that can be looked at one after the other, or none.
+func (p *Policy) ifFew(found []uint64) []int {
+	count := 0
+	for _, word := range found {
+		count += bits.OnesCount64(word)
+	}
+	if count > fewPatterns {
+		return nil
+	}
+	rules, patterns := numbers(found), 0
+	for _, i := range rules {
+		if patterns += len(p.rules[i].Profiles) + len(p.rules[i].Scopes); patterns > fewPatterns {
+			return nil
 		}
 	}
-	return found
+	return rules
 }
 
-// is reports whether a pattern means the caller.
-func (c *Caller) is(pattern string) bool {
-	return Match(pattern, c.Name) || slices.ContainsFunc(c.Groups, func(group string) bool { return Match(pattern, group) })
-}
-
-// Match reports whether a pattern means the caller with that name. "*" is held
-// to one segment: of a path for a URI, of a name for DNS.
-func Match(pattern, name string) bool {
-	separator := byte('/')
-	if strings.HasPrefix(name, "dns:") {
-		separator = '.'
+// named adds the rules that mean the name to found.
+func (p *Policy) named(name string, found []uint64) {
+	if CheckName(name) == nil {
+		p.callers.find(name, found)
 	}
-	return match(pattern, name, separator)
-}
-
-// match compares literally but for "*", which stands for any number of
-// characters other than the separator (zero: any at all). It takes time in
-// proportion to the product of both lengths at the most.
-func match(pattern, s string, separator byte) bool {
-	p, i := 0, 0
-	star, mark := -1, 0
-	for i < len(s) {
-		switch {
-		case p < len(pattern) && pattern[p] == '*':
-			star, mark = p, i
-			p++
-		case p < len(pattern) && pattern[p] == s[i]:
-			p, i = p+1, i+1
-		case star >= 0 && (separator == 0 || s[mark] != separator):
-			mark++
-			p, i = star+1, mark
-		default:
-			return false
-		}
-	}
-	for p < len(pattern) && pattern[p] == '*' {
-		p++
-	}
-	return p == len(pattern)
 }
 
 // Authorizer holds the policy in force. Make it with [NewAuthorizer].

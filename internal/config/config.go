@@ -33,6 +33,7 @@ import (
 	"github.com/tokenbroker/tokenbroker/internal/access"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/oauth"
+	"github.com/tokenbroker/tokenbroker/internal/serviceaccount"
 	"github.com/tokenbroker/tokenbroker/internal/store"
 )
 
@@ -53,6 +54,8 @@ type Config struct {
 	// Policy rules, in the file's order. None means nothing for authenticated
 	// callers and everything for an anonymous one.
 	Policy []access.Rule
+	// Places of the policy's rules, in the same order.
+	Places []Place
 	// Certificates that the configuration names, each file once, sorted by name.
 	Certificates []Certificate
 	// Files that were read, the configuration file among them: absolute paths,
@@ -63,14 +66,24 @@ type Config struct {
 	Warnings Problems
 }
 
+// Place is where something is in the configuration file.
+type Place struct {
+	// File as it was named to Load.
+	File string `json:"file"`
+	// Line and Column begin with 1.
+	Line   int `json:"line"`
+	Column int `json:"column"`
+}
+
 // Server says where callers reach the gRPC services, and how.
 type Server struct {
 	// Network and Address are what net.Listen wants: "tcp" and host:port, or
 	// "unix" and a path.
 	Network, Address string
 	// TLS demands a client certificate that one of the configured authorities
-	// has signed, and none has revoked. Nil means none, which loopback
-	// addresses and sockets only are allowed.
+	// has signed, and none has revoked; where callers can prove themselves by a token, one may be
+	// missing. Nil means no TLS, which loopback addresses and sockets only are
+	// allowed.
 	TLS *tls.Config
 	// WorkloadAPI is where the certificate and the authorities that TLS lacks
 	// come from; nil means that it has them.
@@ -79,6 +92,12 @@ type Server struct {
 	Revocations *access.Revocations
 	// Reflection says whether the schema is served.
 	Reflection bool
+	// Forwarders are the proxies that are believed about who is behind them;
+	// nil is none.
+	Forwarders *access.Forwarders
+	// ServiceAccounts are the Kubernetes clusters whose service account tokens
+	// prove who a caller is; none means that no token does.
+	ServiceAccounts []serviceaccount.Cluster
 }
 
 // WorkloadAPI says where the server's SPIFFE identity comes from.
@@ -94,7 +113,7 @@ type WorkloadAPI struct {
 type Certificate struct {
 	// Name is "server", "client_ca", "admin", "admin_client_ca", "redis",
 	// "redis_ca", or "profile:" and the name of a profile whose client proves
-	// itself by one.
+	// itself by one; of any other file the path of its field.
 	Name string
 	// End is when the first in the file ends.
 	End time.Time

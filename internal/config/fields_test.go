@@ -57,6 +57,11 @@ const (
 	// The admin address with all that it can have.
 	adminPart = "admin: {address: 0.0.0.0:7444, tls: {certificate: $DIR/tls.crt, private_key: $DIR/tls.key, client_ca: $DIR/ca.crt}, bearer_token: {env: SECRET}}\n"
 
+	// Clusters whose keys are in a file, and at a URL.
+	clusterPart       = "server: {service_accounts: [{cluster: c, issuer: 'https://kube.example.com', audience: a, jwks_file: $DIR/jwks.json}]}\n"
+	remoteClusterPart = "server: {service_accounts: [{cluster: c, issuer: 'https://kube.example.com', audience: a, " +
+		"jwks_url: 'https://kube.example.com/jwks', ca: $DIR/ca.crt, jwks_token: {env: SECRET}}]}\n"
+
 	// A store, without and with all that TLS can have.
 	storePart = "store: {redis: {addresses: ['r:1'], password: {env: SECRET}}, encryption_keyset: {file: $DIR/keyset}}\n"
 	redisTLS  = "store: {redis: {addresses: ['r:1'], tls: {ca: $DIR/ca.crt, certificate: $DIR/tls.crt, private_key: $DIR/tls.key}}, encryption_keyset: {file: $DIR/keyset}}\n"
@@ -78,6 +83,17 @@ var used = map[string]probe{
 	"admin.tls.client_crl":                             {profile + adminPart, "tls: {", "tls: {client_crl: [$DIR/ca.crl], "},
 	"admin.tls.min_version":                            {profile + adminPart, "tls: {", "tls: {min_version: 1.2, "},
 	"server.reflection":                                {profile, "", "server: {reflection: true}\n"},
+	"server.service_accounts.cluster":                  {profile + clusterPart, "cluster: c", "cluster: d"},
+	"server.service_accounts.issuer":                   {profile + clusterPart, "https://kube.example.com'", "https://other.example.com'"},
+	"server.service_accounts.audience":                 {profile + clusterPart, "audience: a", "audience: b"},
+	"server.service_accounts.jwks_file":                {profile + clusterPart, "$DIR/jwks.json", "$DIR/other/jwks.json"},
+	"server.service_accounts.jwks_url":                 {profile + remoteClusterPart, "/jwks", "/keys"},
+	"server.service_accounts.ca":                       {profile + remoteClusterPart, "$DIR/ca.crt", "$DIR/other/ca.crt"},
+	"server.service_accounts.jwks_token.file":          {profile + remoteClusterPart, "{env: SECRET}}", "{file: $DIR/secret}}"},
+	"server.service_accounts.jwks_token.env":           {profile + remoteClusterPart, "{env: SECRET}}", "{env: OTHER}}"},
+	"server.service_accounts.jwks_token.value":         {profile + remoteClusterPart, "{env: SECRET}}", "{value: s}}"},
+	"server.service_accounts.algorithms":               {profile + clusterPart, "audience: a", "audience: a, algorithms: [ES384]"},
+	"server.service_accounts.max_lifetime":             {profile + clusterPart, "audience: a", "audience: a, max_lifetime: 10m"},
 	"admin.address":                                    {profile, "", "admin: {address: 127.0.0.1:1}\n"},
 	"admin.url":                                        {profile, "", "admin: {url: 'https://broker.example.com'}\n"},
 	"admin.tls.certificate":                            {profile + adminPart, "$DIR/tls.crt", "$DIR/other/tls.crt"},
@@ -137,12 +153,19 @@ var used = map[string]probe{
 	"policy.callers":                                   {profile + rule, "anonymous", "dns:x"},
 	"policy.profiles":                                  {profile + rule, "profiles: [p]", "profiles: ['*']"},
 	"policy.allow":                                     {profile + rule, "issue", "watch"},
+	"policy.scopes":                                    {profile + rule, "allow: [issue]", "allow: [issue], scopes: [a]"},
+	"server.forwarders.peers":                          {profile + forwarder, "dns:envoy", "dns:other"},
+	"server.forwarders.header":                         {profile + forwarder, "x-forwarded-client-cert", "l5d-client-id"},
+	"server.forwarders.callers":                        {profile + forwarder, "spiffe://prod/*", "spiffe://prod/x"},
 	"log.level":                                        {profile, "", "log: {level: debug}\n"},
 	"log.format":                                       {profile, "", "log: {format: text}\n"},
 	"profiles.timeout" /* see TestTimeout */ :          {},
 }
 
-const rule = "policy: [{callers: [anonymous], profiles: [p], allow: [issue]}]\n"
+const (
+	rule      = "policy: [{callers: [anonymous], profiles: [p], allow: [issue]}]\n"
+	forwarder = "server: {address: 'unix:s', forwarders: [{peers: ['dns:envoy'], header: x-forwarded-client-cert, callers: ['spiffe://prod/*']}]}\n"
+)
 
 // usedByOthers is what the two providers have that are much alike, with what
 // each has alone.
@@ -201,8 +224,7 @@ func usedByOthers() map[string]probe {
 
 // Fields that are yet to be used, by how their paths begin.
 var pending = []string{
-	"server.forwarders", "server.service_accounts",
-	"server.limits", "audit", "policy.scopes",
+	"server.limits", "audit",
 }
 
 // Every field of the schema is used.
@@ -262,6 +284,9 @@ func TestUsedFieldsMakeADifference(t *testing.T) {
 	writeServerFiles(t, directory)
 	writeServerFiles(t, filepath.Join(directory, "other"))
 	write(t, filepath.Join(directory, "secret"), canary)
+	for _, name := range []string{"jwks.json", "other/jwks.json"} {
+		write(t, filepath.Join(directory, name), newKeySet(t, name))
+	}
 	for _, name := range []string{"keyset", "other/keyset"} {
 		write(t, filepath.Join(directory, name), newKeyset(t))
 	}
@@ -309,7 +334,7 @@ func describe(c *config.Config) string {
 	var s strings.Builder
 	ended, end := context.WithCancel(context.Background())
 	end()
-	fmt.Fprintln(&s, c.Server.Network, c.Server.Address, c.Server.Reflection, c.Admin.Address, c.Admin.URL, credential(c.Admin.BearerToken.Reveal()), c.Log, c.Policy, c.Warnings)
+	fmt.Fprintln(&s, c.Server.Network, c.Server.Address, c.Server.Reflection, c.Server.Forwarders.Rules(), c.Admin.Address, c.Admin.URL, credential(c.Admin.BearerToken.Reveal()), c.Log, c.Policy, c.Warnings)
 	if c.Admin.TLS != nil {
 		//lint:ignore SA1019 Subjects says too little of the system's authorities only.
 		fmt.Fprintln(&s, c.Admin.TLS.MinVersion, c.Admin.TLS.Certificates[0].Certificate, c.Admin.TLS.ClientCAs.Subjects(), c.Admin.Revocations.Lists())
@@ -319,6 +344,16 @@ func describe(c *config.Config) string {
 	} else if c.Server.TLS != nil {
 		//lint:ignore SA1019 Subjects says too little of the system's authorities only.
 		fmt.Fprintln(&s, c.Server.TLS.MinVersion, c.Server.TLS.Certificates[0].Certificate, c.Server.TLS.ClientCAs.Subjects(), c.Server.Revocations.Lists())
+	}
+	for _, k := range c.Server.ServiceAccounts {
+		fmt.Fprintln(&s, k.Name, k.Issuer, k.Audience, k.Algorithms, k.MaxLifetime)
+		if k.Keys != nil {
+			fmt.Fprintln(&s, k.Keys.IDs())
+		}
+		if k.Source != nil {
+			//lint:ignore SA1019 Subjects says too little of the system's authorities only.
+			fmt.Fprintln(&s, k.Source.URL, k.Source.CA.Subjects(), credential(k.Source.Token.Reveal()))
+		}
 	}
 	if c.Store != nil {
 		fmt.Fprintf(&s, "%+v %s %x\n", c.Store.Redis, credential(c.Store.Access.Password.Reveal()), c.Store.Access.Keyset.FingerprintKey())

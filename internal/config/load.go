@@ -167,6 +167,7 @@ func (l *load) build(text []byte) *Config {
 		Admin:  l.admin(message.GetAdmin()),
 		Log:    logging(message.GetLog()),
 		Policy: l.policy(message),
+		Places: l.placesOf("policy", len(message.GetPolicy())),
 	}
 	if message.GetStore() != nil {
 		config.Store = l.store(message.GetStore())

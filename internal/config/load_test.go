@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -20,7 +21,7 @@ import (
 
 func TestDefaults(t *testing.T) {
 	c := mustParse(t, minimal)
-	if want := (config.Server{Network: "tcp", Address: "127.0.0.1:7443"}); c.Server != want {
+	if want := (config.Server{Network: "tcp", Address: "127.0.0.1:7443"}); !reflect.DeepEqual(c.Server, want) {
 		t.Errorf("got server %+v, want %+v", c.Server, want)
 	}
 	if c.Admin.Address != "127.0.0.1:7444" {
@@ -275,7 +276,7 @@ func TestAddresses(t *testing.T) {
 		"unix:///run/b.sock": {Network: "unix", Address: "/run/b.sock"},
 		"unix:b.sock":        {Network: "unix", Address: "/nowhere/b.sock"},
 	} {
-		if c := mustParse(t, minimal+"server: {address: "+address+"}\n"); c.Server != want {
+		if c := mustParse(t, minimal+"server: {address: "+address+"}\n"); !reflect.DeepEqual(c.Server, want) {
 			t.Errorf("%s: got %+v, want %+v", address, c.Server, want)
 		}
 	}
@@ -304,6 +305,71 @@ func TestPolicy(t *testing.T) {
 	equal(t, warnings(t, silent), []string{
 		"8:9: policy: callers are anonymous without tls, and no rule names them, so nobody may do anything: add tls, or a rule for anonymous",
 	})
+}
+
+func TestPolicyScopes(t *testing.T) {
+	const profiles = "profiles:\n" +
+		"  - {name: p, scopes: [read, write.all], vantage: {region: eu, client_id: c, client_secret: {env: SECRET}, client_credentials: {}}}\n" +
+		"  - {name: q, vantage: {region: eu, client_id: c, client_secret: {env: SECRET}, client_credentials: {}}}\n"
+	const useless = "5:69: policy[0].scopes: no profile that the rule names has a scope like these, so it allows no tokens: correct them, or give the profiles' scopes"
+	for name, c := range map[string]struct {
+		rule string
+		want []string
+	}{
+		"a scope of the profile":                {"profiles: [p],   allow: [issue], scopes: [read]", nil},
+		"one of several":                        {"profiles: [p],   allow: [issue], scopes: [x, 'w*.all']", nil},
+		"a scope that it does not have":         {"profiles: [p],   allow: [issue], scopes: [raed]", []string{useless}},
+		"a profile without scopes":              {"profiles: [q],   allow: [issue], scopes: [read]", []string{useless}},
+		"a pattern for profiles":                {"profiles: ['*'], allow: [issue], scopes: [read]", nil},
+		"a pattern for others":                  {"profiles: ['q*'],allow: [issue], scopes: [read]", []string{useless}},
+		"admin, to which scopes are nothing":    {"profiles: [p],   allow: [admin], scopes: [read]", []string{"5:69: policy[0].scopes: admin has nothing to do with scopes, so they change nothing: remove them"}},
+		"admin, and something else with tokens": {"profiles: [p],   allow: [admin, issue], scopes: [read]", nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := mustParse(t, profiles+"policy:\n  - {callers: [anonymous], "+c.rule+"}\n")
+			equal(t, warnings(t, got), c.want)
+			if len(got.Policy[0].Scopes) == 0 {
+				t.Error("the rule has no scopes")
+			}
+		})
+	}
+	equal(t, problems(t, profiles+"policy:\n  - {callers: [anonymous], profiles: [p], allow: [issue], scopes: ['a b']}\n"), []string{
+		"5:68: policy[0].scopes[0]: must be one scope, without blanks, quotes and backslashes, in which * can stand for any number of characters",
+	})
+}
+
+func TestPlacesOfRules(t *testing.T) {
+	c := mustParse(t, minimal+`policy:
+  - callers: [anonymous]
+    profiles: [p]
+    allow: [issue]
+
+  - {callers: ["dns:a"], profiles: [p], allow: [issue]}
+`)
+	want := []config.Place{{File: "/nowhere/broker.yaml", Line: 9, Column: 5}, {File: "/nowhere/broker.yaml", Line: 13, Column: 5}}
+	if !slices.Equal(c.Places, want) {
+		t.Errorf("got %+v, want %+v", c.Places, want)
+	}
+	if c := mustParse(t, minimal); c.Places != nil {
+		t.Errorf("without rules: %+v", c.Places)
+	}
+}
+
+func TestCallersThatNobodyIs(t *testing.T) {
+	for pattern, want := range map[string]string{
+		"*":                   "begin with spiffe://, dns:, k8s://, unix:uid: or unix:gid:, or write anonymous",
+		"worker.example.com":  "begin with spiffe://, dns:, k8s://, unix:uid: or unix:gid:, or write anonymous",
+		"unix:*":              "begin with spiffe://, dns:, k8s://, unix:uid: or unix:gid:, or write anonymous",
+		"spiffe://Prod/x":     `a SPIFFE trust domain is made of a to z (lower case), 0 to 9, ".", "-" and "_"`,
+		"spiffe://prod/x/":    `the segments of a SPIFFE ID's path are made of letters, 0 to 9, ".", "-" and "_"; none is empty, "." or ".."`,
+		"dns:a.example.com.":  `a DNS name has labels of letters, 0 to 9, "-" and "_", with one dot between them and none at the end`,
+		"k8s://prod/payments": `a service account is k8s://CLUSTER/NAMESPACE/ACCOUNT, each made of a to z (lower case), 0 to 9, "." and "-"`,
+		"unix:uid:root":       "users and groups are written as numbers, without zeros in front",
+	} {
+		equal(t, problems(t, minimal+"policy:\n  - {callers: ['"+pattern+"'], profiles: [p], allow: [issue]}\n"), []string{
+			"9:16: policy[0].callers[0]: no caller has such a name: " + want,
+		})
+	}
 }
 
 // Two loads of one process agree on credentials, those of two do not.

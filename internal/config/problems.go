@@ -128,6 +128,16 @@ func (n *notes) place(path string) position {
 	return position{1, 1}
 }
 
+// placesOf are the places of a list's items.
+func (n *notes) placesOf(list string, items int) []Place {
+	var places []Place
+	for i := range items {
+		at := n.place(item(list, i))
+		places = append(places, Place{File: n.file, Line: at.line, Column: at.column})
+	}
+	return places
+}
+
 // parent cuts the last element off a path: ".field", "[0]" or "[key]". Keys
 // that hold brackets or dots are not written into paths; see mapKey.
 func parent(path string) string {

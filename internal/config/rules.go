@@ -147,8 +147,12 @@ var patterns = map[protoreflect.FullName]string{
 	"tokenbroker.config.v1.SecureAuth.client_id":    "must be 1 to 256 printable ASCII characters",
 	"tokenbroker.config.v1.OAuth2.client_id":        "must be 1 to 256 printable ASCII characters",
 	"tokenbroker.config.v1.OAuth2.resource":         "must be an absolute URI without fragment (RFC 8707), for example https://api.example.com/",
+	"tokenbroker.config.v1.ServiceAccounts.cluster": "must be 1 to 63 of the characters a to z, 0 to 9, . and -, and begin and end with a letter or digit",
 	"tokenbroker.config.v1.PolicyRule.callers":      "must be printable ASCII without blanks, for example spiffe://prod/ns/batch/*, dns:worker.example.com or anonymous",
+	"tokenbroker.config.v1.Forwarder.peers":         "must be printable ASCII without blanks, for example spiffe://prod/ns/mesh/sa/gateway, dns:envoy.example.com or unix:uid:1337",
+	"tokenbroker.config.v1.Forwarder.callers":       "must be printable ASCII without blanks, for example spiffe://prod/ns/batch/* or dns:*.example.com",
 	"tokenbroker.config.v1.PolicyRule.profiles":     "must be the name of a profile, in which * can stand for any number of characters",
+	"tokenbroker.config.v1.PolicyRule.scopes":       "must be one scope, without blanks, quotes and backslashes, in which * can stand for any number of characters",
 }
 
 // sentence says in our words what a violated rule demands of a field.

@@ -2,6 +2,7 @@ package config
 
 import (
 	"cmp"
+	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"net"
@@ -29,10 +30,14 @@ const (
 )
 
 func (l *load) server(message *configv1.Server) Server {
-	s := Server{Network: "tcp", Address: cmp.Or(message.GetAddress(), defaultServerAddress), Reflection: message.GetReflection()}
+	s := Server{Network: "tcp", Address: cmp.Or(message.GetAddress(), defaultServerAddress), Reflection: message.GetReflection(), Forwarders: l.forwarders(message)}
 	if message.GetTls() != nil {
 		l.serverTLS(&s, message.GetTls())
 	}
+	if s.TLS != nil && len(message.GetServiceAccounts()) > 0 {
+		s.TLS.ClientAuth = tls.VerifyClientCertIfGiven // a token can do, which comes later
+	}
+	s.ServiceAccounts = l.serviceAccounts(message.GetServiceAccounts())
 	const at = "server.address"
 	if l.tainted[at] {
 		return s
@@ -136,10 +141,15 @@ func logging(message *configv1.Log) Log {
 func (l *load) policy(message *configv1.Config) []access.Rule {
 	var rules []access.Rule
 	names := namesOf(message.GetProfiles())
+	scopes := map[string][]string{}
+	for _, profile := range message.GetProfiles() {
+		scopes[profile.GetName()] = profile.GetScopes()
+	}
 	for i, rule := range message.GetPolicy() {
 		at := item("policy", i)
 		l.checkCallers(child(at, "callers"), rule.GetCallers())
 		l.checkNamed(child(at, "profiles"), rule.GetProfiles(), names)
+		l.checkScopes(child(at, "scopes"), rule, scopes)
 		rules = append(rules, access.Rule{
 			Callers: rule.GetCallers(), Profiles: rule.GetProfiles(), Allow: rule.GetAllow(), Scopes: rule.GetScopes(),
 		})
@@ -151,16 +161,34 @@ func (l *load) policy(message *configv1.Config) []access.Rule {
 // checkCallers notes patterns that no caller's name can match.
 func (l *load) checkCallers(at string, callers []string) {
 	for i, caller := range callers {
-		if !l.tainted[item(at, i)] && !isCaller(caller) {
-			l.problem(item(at, i), "no caller has such a name: begin with spiffe://, dns:, k8s://, unix:uid: or unix:gid:, or write anonymous")
+		if err := access.CheckPattern(caller); err != nil && !l.tainted[item(at, i)] {
+			l.problem(item(at, i), err.Error())
 		}
 	}
 }
 
-func isCaller(pattern string) bool {
-	return pattern == access.Anonymous || slices.ContainsFunc([]string{"dns:", "spiffe://", "k8s://", "unix:uid:", "unix:gid:"}, func(kind string) bool {
-		return strings.HasPrefix(pattern, kind)
-	})
+// checkScopes warns of scopes by which a rule allows nothing, or nothing else.
+func (l *load) checkScopes(at string, rule *configv1.PolicyRule, scopesOf map[string][]string) {
+	switch {
+	case len(rule.GetScopes()) == 0 || l.tainted[parent(at)]:
+	case !slices.ContainsFunc(rule.GetAllow(), func(operation string) bool { return operation != access.Admin.String() }):
+		l.warning(at, "admin has nothing to do with scopes, so they change nothing: remove them")
+	case !slices.ContainsFunc(rule.GetProfiles(), func(pattern string) bool { return reaches(rule.GetScopes(), pattern, scopesOf) }):
+		l.warning(at, "no profile that the rule names has a scope like these, so it allows no tokens: correct them, or give the profiles' scopes")
+	}
+}
+
+// reaches reports whether a profile that a pattern names has one of the scopes.
+func reaches(scopes []string, pattern string, scopesOf map[string][]string) bool {
+	if !strings.Contains(pattern, "*") {
+		return access.AnyScope(scopes, scopesOf[pattern])
+	}
+	for name, has := range scopesOf {
+		if matchesAny(pattern, []string{name}) && access.AnyScope(scopes, has) {
+			return true
+		}
+	}
+	return false
 }
 
 // checkNamed notes profiles that a rule names and that do not exist: a rule
@@ -207,16 +235,18 @@ func matchesAny(pattern string, names []string) bool {
 
 // warnOfSilence warns when nobody can do anything.
 func (l *load) warnOfSilence(message *configv1.Config) {
+	server, rules := message.GetServer(), message.GetPolicy()
+	anonymous := server.GetTls() == nil && !strings.HasPrefix(server.GetAddress(), "unix:")
 	switch {
-	case message.GetServer().GetTls() != nil && len(message.GetPolicy()) == 0:
+	case !anonymous && len(rules) == 0:
 		l.warning("policy", "there is no rule, so nobody may do anything: add one that says which callers may use which profiles")
-	case message.GetServer().GetTls() == nil && len(message.GetPolicy()) > 0 && !namesAnonymous(message.GetPolicy()):
+	case anonymous && len(server.GetServiceAccounts()) == 0 && len(rules) > 0 && !namesAnonymous(rules):
 		l.warning("policy", "callers are anonymous without tls, and no rule names them, so nobody may do anything: add tls, or a rule for anonymous")
 	}
 }
 
 func namesAnonymous(rules []*configv1.PolicyRule) bool {
 	return slices.ContainsFunc(rules, func(rule *configv1.PolicyRule) bool {
-		return slices.Contains(rule.GetCallers(), "anonymous")
+		return slices.Contains(rule.GetCallers(), access.Anonymous)
 	})
 }

@@ -19,8 +19,6 @@ const (
 	// traceHeader is W3C Trace Context's.
 	traceHeader         = "traceparent"
 	authorizationHeader = "authorization"
-	envoyHeader         = "x-forwarded-client-cert"
-	linkerdHeader       = "l5d-client-id"
 )
 
 // call is what is known of one call: who asks, under which ids, and what came of
@@ -29,8 +27,11 @@ const (
 type call struct {
 	context.Context
 
-	// What the connection proves; nil if it names nobody.
+	// Who the connection proves to be at its other end, as far as its handshake
+	// could tell; nil if nobody.
 	peer *access.Caller
+	// certified is the peer's certificate; nil if it has shown none.
+	certified *certified
 	// What the headers claim; see identify.
 	authorization, envoy, linkerd []string
 
@@ -39,6 +40,11 @@ type call struct {
 	// id under which the log has the call; see requestID.
 	id    string
 	trace string // trace id, 32 hex digits; empty if the caller has none
+
+	// The policy that judged the call last, and the scopes that it judged: the
+	// profile's own, if the caller names none.
+	policy *access.Policy
+	scopes []string
 
 	// outcome is what the handler found out about the call, for the audit log.
 	outcome outcome
@@ -77,41 +83,29 @@ func (s *Service) arrive(ctx context.Context, info *tap.Info) (context.Context, 
 	h := info.Header
 	c := &call{
 		Context:       ctx,
-		peer:          connectionCaller(ctx),
 		authorization: h[authorizationHeader],
-		envoy:         h[envoyHeader],
-		linkerd:       h[linkerdHeader],
+		envoy:         h[access.EnvoyHeader],
+		linkerd:       h[access.LinkerdHeader],
 		trace:         traceID(h[traceHeader]),
 	}
+	c.peer, c.certified = other(ctx)
 	if ids := h[requestIDHeader]; len(ids) == 1 && harmless(ids[0]) {
 		c.id = ids[0]
 	}
 	return c, nil
 }
 
-// connectionCaller is who the connection proves to be at the other end; nil if
-// nobody.
-func connectionCaller(ctx context.Context) *access.Caller {
-	p, ok := peer.FromContext(ctx)
-	if !ok {
-		return nil
+// other is the other end of the call's connection.
+func other(ctx context.Context) (*access.Caller, *certified) {
+	if p, ok := peer.FromContext(ctx); ok {
+		switch info := p.AuthInfo.(type) {
+		case *tlsInfo:
+			return info.caller, info.certified
+		case localInfo:
+			return info.caller, nil
+		}
 	}
-	switch info := p.AuthInfo.(type) {
-	case tlsInfo:
-		return info.caller
-	case localInfo:
-		return info.caller
-	}
-	return nil
-}
-
-// identify works out who asks, or why nobody acceptable does.
-func (s *Service) identify(c *call) error {
-	if c.peer == nil {
-		return errCallerUnknown
-	}
-	c.caller = c.peer
-	return nil
+	return nil, nil
 }
 
 // callerOf returns the caller of the call that ctx belongs to.

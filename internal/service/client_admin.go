@@ -36,7 +36,7 @@ func (s *profileAdmin) CreateClient(ctx context.Context, r *pb.CreateClientReque
 	if err != nil {
 		return nil, fromBroker(err, c, r.GetProfile(), access.Admin)
 	}
-	s.log.Info("caller created a client", "caller", c.Name, "profile", r.GetProfile(), "tenant_id", tenant, "client_id", r.GetClientId(), "request_id", requestID(ctx))
+	s.log.Info("caller created a client", named(c), "profile", r.GetProfile(), "tenant_id", tenant, "client_id", r.GetClientId(), "request_id", requestID(ctx))
 	return &pb.CreateClientResponse{TenantId: tenant, ClientId: r.GetClientId()}, nil
 }
 
@@ -100,7 +100,7 @@ func (s *profileAdmin) CreateClientSecret(ctx context.Context, r *pb.CreateClien
 	if err != nil {
 		return nil, fromBroker(err, c, r.GetProfile(), access.Admin)
 	}
-	s.log.Info("caller created a client secret", "caller", c.Name, "profile", r.GetProfile(), "client_id", r.GetClientId(),
+	s.log.Info("caller created a client secret", named(c), "profile", r.GetProfile(), "client_id", r.GetClientId(),
 		"deliver_to_profile", r.GetDeliverToProfile(), "request_id", requestID(ctx))
 	return &pb.CreateClientSecretResponse{
 		Value:     secret.Value.Reveal(),
@@ -117,7 +117,7 @@ func (s *profileAdmin) RotateClientSecret(ctx context.Context, r *pb.RotateClien
 	if err != nil {
 		return nil, fromBroker(err, c, r.GetProfile(), access.Admin)
 	}
-	s.log.Info("caller rotated a client secret", "caller", c.Name, "profile", r.GetProfile(), "request_id", requestID(ctx))
+	s.log.Info("caller rotated a client secret", named(c), "profile", r.GetProfile(), "request_id", requestID(ctx))
 	return &pb.RotateClientSecretResponse{
 		StartTime: timestamp(rotated.Start), ExpireTime: timestamp(rotated.End), PreviousExpireTime: timestamp(rotated.PreviousEnd),
 		Delivery: deliveries[rotated.Delivery],

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
+	"syscall"
 
 	"google.golang.org/grpc/credentials"
 
@@ -30,7 +32,8 @@ type tlsCredentials struct {
 
 type tlsInfo struct {
 	credentials.TLSInfo
-	caller *access.Caller // nil if the certificate names nobody
+	caller    *access.Caller // nil if the certificate names nobody, or there is none
+	certified *certified     // nil if there is none
 }
 
 func (c tlsCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
@@ -38,9 +41,10 @@ func (c tlsCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.Aut
 	if err != nil {
 		return nil, nil, err
 	}
-	found := tlsInfo{TLSInfo: info.(credentials.TLSInfo)}
+	found := &tlsInfo{TLSInfo: info.(credentials.TLSInfo)}
 	if chains := found.State.VerifiedChains; len(chains) > 0 {
-		found.caller = access.Identify(chains[0][0])
+		found.certified = &certified{chains: chains, ends: access.End(chains)}
+		found.caller, found.certified.nobody = access.IdentifyVerified(chains)
 	}
 	return conn, found, nil
 }
@@ -63,21 +67,53 @@ func (localInfo) AuthType() string { return "local" }
 var errNotLocal = errors.New("without TLS only callers on this machine are accepted")
 
 func (localCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	info := localInfo{caller: &access.Caller{Name: access.Anonymous}}
 	switch remote := conn.RemoteAddr().(type) {
 	case *net.UnixAddr:
-		info.caller.Proof = access.UnixPeer
-		info.SecurityLevel = credentials.PrivacyAndIntegrity
+		caller, err := unixPeer(conn)
+		if err != nil {
+			return nil, nil, fmt.Errorf("asking the kernel who is at the other end of a unix socket: %w", err)
+		}
+		return conn, localInfo{common(credentials.PrivacyAndIntegrity), caller}, nil
 	case *net.TCPAddr:
 		if !remote.IP.IsLoopback() {
 			return nil, nil, fmt.Errorf("%w, not %s", errNotLocal, remote.IP)
 		}
-		info.caller.Proof = access.Loopback
-		info.SecurityLevel = credentials.NoSecurity
-	default:
-		return nil, nil, errNotLocal
+		return conn, localInfo{common(credentials.NoSecurity), &access.Caller{Name: access.Anonymous, Proof: access.Loopback}}, nil
 	}
-	return conn, info, nil
+	return nil, nil, errNotLocal
+}
+
+func common(level credentials.SecurityLevel) credentials.CommonAuthInfo {
+	return credentials.CommonAuthInfo{SecurityLevel: level}
+}
+
+// unixPeer names the user at the other end of a unix socket, and its groups.
+// Its process has a number, too, which soon is another's.
+func unixPeer(conn net.Conn) (*access.Caller, error) {
+	c, ok := conn.(syscall.Conn)
+	if !ok {
+		return nil, errors.New("the connection has no file descriptor")
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var uid uint32
+	var gids []uint32
+	var failed error
+	if err := raw.Control(func(fd uintptr) { uid, gids, failed = peerOf(int(fd)) }); err != nil {
+		return nil, err
+	}
+	if failed != nil {
+		return nil, failed
+	}
+	caller := &access.Caller{Name: fmt.Sprintf("unix:uid:%d", uid), Proof: access.UnixPeer}
+	for _, gid := range gids {
+		if group := fmt.Sprintf("unix:gid:%d", gid); !slices.Contains(caller.Groups, group) {
+			caller.Groups = append(caller.Groups, group)
+		}
+	}
+	return caller, nil
 }
 
 func (localCredentials) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {

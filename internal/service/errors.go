@@ -120,11 +120,6 @@ func denied(c *access.Caller, profile string, op access.Operation) error {
 	}
 }
 
-var errCallerUnknown = failure{cause: &broker.Error{
-	Reason: reasonCallerUnknown,
-	Text:   "no acceptable identity: the client certificate must carry exactly one URI SAN, or no URI SAN and exactly one DNS SAN; the common name is not looked at",
-}}
-
 // fromBroker adds the profile to a broker's error, and hides which profiles
 // exist.
 func fromBroker(err error, c *access.Caller, profile string, op access.Operation) error {

@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http/httptest"
+	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -43,6 +45,8 @@ type rig struct {
 
 type rigOptions struct {
 	tls    func() *tls.Config
+	socket bool // instead of loopback
+	trust  service.Trust
 	policy []access.Rule
 	change func(*vantage.Config)
 	more   []string // further profiles, of the same client
@@ -69,7 +73,17 @@ func newRig(t *testing.T, o rigOptions) *rig {
 		t.Fatal(err)
 	}
 	r.access.Use(policy)
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	r.service.SetTrust(o.trust)
+	network, address := "tcp", "127.0.0.1:0"
+	if o.socket {
+		dir, err := os.MkdirTemp("", "broker") // a short path: sockets have about 100 characters
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { os.RemoveAll(dir) })
+		network, address = "unix", dir+"/s"
+	}
+	ln, err := net.Listen(network, address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,12 +132,20 @@ func (r *rig) dial(settings *tls.Config) *grpc.ClientConn {
 	if settings != nil {
 		creds = credentials.NewTLS(settings)
 	}
-	conn, err := grpc.NewClient("passthrough:///"+r.address, grpc.WithTransportCredentials(creds))
+	conn, err := grpc.NewClient(r.target(), grpc.WithTransportCredentials(creds))
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	r.t.Cleanup(func() { conn.Close() })
 	return conn
+}
+
+// target is the address as gRPC wants it.
+func (r *rig) target() string {
+	if strings.HasPrefix(r.address, "/") {
+		return "unix:" + r.address
+	}
+	return "passthrough:///" + r.address
 }
 
 func (r *rig) tokens() pb.TokenBrokerClient { return pb.NewTokenBrokerClient(r.dial(nil)) }

@@ -55,7 +55,7 @@ func (s *Service) end(ctx context.Context, method string, err error) error {
 	id := requestID(ctx)
 	st := statusOf(err, id)
 	reason := reasonOf(st)
-	s.logFailure(ctx, method, id, st)
+	s.logFailure(ctx, method, id, st, err)
 	s.record(ctx, method, cmp.Or(reason, st.Code().String()))
 	return st.Err()
 }
@@ -93,7 +93,7 @@ func (s *Service) record(ctx context.Context, method, outcome string) {
 	s.audit.Record(&e)
 }
 
-func (s *Service) logFailure(ctx context.Context, method, id string, st *status.Status) {
+func (s *Service) logFailure(ctx context.Context, method, id string, st *status.Status, err error) {
 	level := slog.LevelInfo
 	switch st.Code() {
 	case codes.Internal, codes.Unknown:
@@ -106,23 +106,37 @@ func (s *Service) logFailure(ctx context.Context, method, id string, st *status.
 	if !s.log.Enabled(ctx, level) {
 		return
 	}
-	attrs := []slog.Attr{slog.String("method", method), slog.String("code", st.Code().String()), slog.String("request_id", id)}
-	if c, err := callerOf(ctx); err == nil {
-		attrs = append(attrs, slog.String("caller", c.Name))
+	attrs := []slog.Attr{slog.String("method", method), slog.String("code", st.Code().String()), slog.String("request_id", id), whoIs(ctx)}
+	if f := (failure{}); errors.As(err, &f) && f.cause.Reason == reasonCallerUnknown {
+		attrs = append(attrs, slog.String("error", cmp.Or(f.cause.Err, error(f)).Error()))
 	}
 	for _, d := range st.Details() {
 		if e, ok := d.(*errdetails.ErrorInfo); ok {
 			attrs = append(attrs, slog.String("reason", e.Reason), slog.String("profile", e.Metadata["profile"]))
 		}
 	}
+	if k := callFrom(ctx); k != nil && k.policy != nil && (reasonOf(st) == string(reasonCallerDenied) || !k.outcome.decision.Allowed) {
+		attrs = append(attrs, slog.String("operation", k.outcome.operation.String()), slog.String("why", s.whyDenied(k)))
+	}
 	s.log.LogAttrs(ctx, level, "call failed", attrs...)
 }
 
-// admit lets calls of our services through whose caller is known. Health and
-// reflection have no callers; whether they may connect at all is the
-// handshake's matter.
+// whyDenied says to the log what the caller must not learn. It takes as long for a
+// profile that is forbidden as for one that does not exist.
+func (s *Service) whyDenied(c *call) string {
+	o := &c.outcome
+	why := c.policy.Explain(c.caller, o.operation, o.profile, c.scopes).Why
+	if !s.broker.Has(o.profile) {
+		why = "there is no such profile; if there were: " + why
+	}
+	return why
+}
+
+// admit lets calls through whose caller is known. Health tells nothing that not
+// everybody may know, and those who ask for it often cannot prove anything;
+// whether they may connect at all is the handshake's matter.
 func (s *Service) admit(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	if ours(info.FullMethod) {
+	if !isHealth(info.FullMethod) {
 		if err := s.enter(ctx); err != nil {
 			return nil, err
 		}
@@ -131,7 +145,7 @@ func (s *Service) admit(ctx context.Context, request any, info *grpc.UnaryServer
 }
 
 func (s *Service) admitStream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	if ours(info.FullMethod) {
+	if !isHealth(info.FullMethod) {
 		if err := s.enter(stream.Context()); err != nil {
 			return err
 		}
@@ -148,8 +162,7 @@ func (s *Service) enter(ctx context.Context) error {
 	return s.identify(c)
 }
 
-// ours tells the methods of our services from those of health and reflection.
-func ours(method string) bool { return strings.HasPrefix(method, "/tokenbroker.v1.") }
+func isHealth(method string) bool { return strings.HasPrefix(method, "/grpc.health.v1.Health/") }
 
 // validate holds our requests to the rules of the schema.
 func (s *Service) validate(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {

@@ -78,7 +78,7 @@ func (s *profileAdmin) StartAuthorization(ctx context.Context, r *pb.StartAuthor
 	if err != nil {
 		return nil, fromBroker(err, c, r.GetProfile(), access.Admin)
 	}
-	s.log.Info("caller started a sign-in", "caller", c.Name, "profile", r.GetProfile(), "request_id", requestID(ctx))
+	s.log.Info("caller started a sign-in", named(c), "profile", r.GetProfile(), "request_id", requestID(ctx))
 	return &pb.StartAuthorizationResponse{
 		AuthorizationUrl: started.URL, State: started.State, ExpireTime: timestamppb.New(started.Expires),
 	}, nil
@@ -105,7 +105,7 @@ func (s *profileAdmin) CompleteAuthorization(ctx context.Context, r *pb.Complete
 	if err != nil {
 		return nil, fromBroker(err, c, "", access.Admin)
 	}
-	s.log.Info("caller completed a sign-in", "caller", c.Name, "profile", done.Profile, "request_id", requestID(ctx))
+	s.log.Info("caller completed a sign-in", named(c), "profile", done.Profile, "request_id", requestID(ctx))
 	p, err := s.profile(ctx, done.Profile)
 	if err != nil {
 		return nil, err
@@ -133,7 +133,7 @@ func (s *profileAdmin) ResetProfile(ctx context.Context, r *pb.ResetProfileReque
 	if err := s.broker.Reset(ctx, r.GetProfile()); err != nil {
 		return nil, fromBroker(err, c, r.GetProfile(), access.Admin)
 	}
-	s.log.Info("profile reset", "profile", r.GetProfile(), "caller", c.Name)
+	s.log.Info("profile reset", "profile", r.GetProfile(), named(c))
 	p, err := s.profile(ctx, r.GetProfile())
 	if err != nil {
 		return nil, err

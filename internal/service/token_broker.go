@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -28,15 +29,35 @@ func (s *Service) authorize(ctx context.Context, profile string, op access.Opera
 	if err != nil {
 		return nil, err
 	}
-	o := &callFrom(ctx).outcome
+	k := callFrom(ctx)
+	o := &k.outcome
 	o.profile, o.operation, o.scopes = profile, op, scopes
-	if len(scopes) == 0 {
-		scopes = s.broker.Scopes(profile)
-	}
-	if o.decision = s.access.Decide(c, op, profile, scopes); !o.decision.Allowed {
+	k.policy, _ = s.access.Current()
+	k.scopes = s.asked(profile, scopes)
+	if o.decision = k.policy.Decide(c, op, profile, k.scopes); !o.decision.Allowed {
 		return nil, denied(c, profile, op)
 	}
 	return c, nil
+}
+
+// asked is what a request is about that names these scopes, or none.
+func (s *Service) asked(profile string, scopes []string) []string {
+	if len(scopes) == 0 {
+		return s.broker.Scopes(profile)
+	}
+	return scopes
+}
+
+// authorizeAgain refuses a call that authorize has let through, and that has
+// waited since, if by now it would not: the policy, or the scopes that the
+// profile has, may be others.
+func (s *Service) authorizeAgain(ctx context.Context, profile string, op access.Operation, scopes []string) error {
+	k := callFrom(ctx)
+	if policy, _ := s.access.Current(); policy == k.policy && slices.Equal(k.scopes, s.asked(profile, scopes)) {
+		return nil
+	}
+	_, err := s.authorize(ctx, profile, op, scopes)
+	return err
 }
 
 func (s *tokenBroker) IssueToken(ctx context.Context, r *pb.IssueTokenRequest) (*pb.IssueTokenResponse, error) {
@@ -80,6 +101,9 @@ func (s *tokenBroker) issue(ctx context.Context, r tokenRequest, rejected string
 	}
 	demand := broker.Demand{Lifetime: r.GetMinLifetime().AsDuration(), Not: rejected}
 	token, source, err := s.broker.Issue(ctx, r.GetProfile(), r.GetScopes(), demand)
+	if lost := s.authorizeAgain(ctx, r.GetProfile(), op, r.GetScopes()); lost != nil {
+		return nil, 0, lost // whatever became of it
+	}
 	if err != nil {
 		return nil, 0, fromBroker(err, c, r.GetProfile(), op)
 	}
@@ -106,7 +130,7 @@ func (s *tokenBroker) RevokeToken(ctx context.Context, r *pb.RevokeTokenRequest)
 	if revoked.Confirmed {
 		out.Outcome = pb.RevocationOutcome_REVOCATION_OUTCOME_CONFIRMED
 	}
-	s.log.Info("caller revoked a token", "caller", c.Name, "profile", r.GetProfile(), "token_id", out.TokenId, "outcome", out.Outcome.String(), "request_id", requestID(ctx))
+	s.log.Info("caller revoked a token", named(c), "profile", r.GetProfile(), "token_id", out.TokenId, "outcome", out.Outcome.String(), "request_id", requestID(ctx))
 	return out, nil
 }
 
@@ -118,23 +142,26 @@ func (s *tokenBroker) WhoAmI(ctx context.Context, _ *pb.WhoAmIRequest) (*pb.WhoA
 	out := &pb.WhoAmIResponse{Caller: c.Name, Proof: proofs[c.Proof], Forwarder: c.Forwarder, RequestId: requestID(ctx)}
 	policy, _ := s.access.Current()
 	for _, name := range s.broker.Profiles() {
-		if p := permission(policy, c, name); len(p.Operations) > 0 {
+		if p := permission(policy, c, name, s.broker.Scopes(name)); len(p.Operations) > 0 {
 			out.Permissions = append(out.Permissions, p)
 		}
 	}
-	s.log.Info("caller asked who it is", "caller", c.Name, "proof", c.Proof.String(), "request_id", out.RequestId)
+	s.log.Info("caller asked who it is", named(c), "proof", c.Proof.String(), "request_id", out.RequestId)
 	return out, nil
 }
 
-// permission is what the policy lets the caller do with a profile.
-func permission(policy *access.Policy, c *access.Caller, profile string) *pb.Permission {
+// permission is what the policy lets the caller do with a profile that has these
+// scopes.
+func permission(policy *access.Policy, c *access.Caller, profile string, scopes []string) *pb.Permission {
 	p := &pb.Permission{Profile: profile}
 	for _, op := range access.Operations() {
-		rules := policy.Allowing(c, op, profile)
-		if len(rules) > 0 {
-			p.Operations = append(p.Operations, pb.Operation(op))
-		}
-		for _, r := range rules {
+		for _, r := range policy.Allowing(c, op, profile) {
+			if len(r.Scopes) > 0 && !access.AnyScope(r.Scopes, scopes) {
+				continue // no request can pass it
+			}
+			if n := len(p.Operations); n == 0 || p.Operations[n-1] != pb.Operation(op) {
+				p.Operations = append(p.Operations, pb.Operation(op))
+			}
 			p.Grants = append(p.Grants, &pb.Grant{Operation: pb.Operation(op), Rule: access.Decision{Rule: r.Index}.By(), Scopes: r.Scopes})
 		}
 	}

@@ -45,7 +45,8 @@ const (
 	// INVALID_ARGUMENT. A field of the request is wrong, or a scope is not among the profile's. A BadRequest detail
 	// names the fields. The same request fails again.
 	ErrorReason_ERROR_REASON_INVALID_REQUEST ErrorReason = 1
-	// UNAUTHENTICATED. The caller has shown no acceptable identity: no certificate, or one that is not trusted.
+	// UNAUTHENTICATED. The caller has shown no acceptable identity: no certificate, one that has ended, a token that is
+	// refused, or more than one identity. The message says which.
 	ErrorReason_ERROR_REASON_CALLER_UNKNOWN ErrorReason = 2
 	// PERMISSION_DENIED. The policy does not allow this caller this operation on this profile, or there is no such
 	// profile. The two cannot be told apart. WhoAmI shows what the caller may use.

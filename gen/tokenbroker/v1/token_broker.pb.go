@@ -972,7 +972,7 @@ func (x *RevokeTokenResponse) GetTokenId() string {
 	return ""
 }
 
-// WhoAmIRequest asks how the server sees its caller. It has no fields: the connection says it all.
+// WhoAmIRequest asks how the server sees its caller. It has no fields: the connection says it, or the headers of the call.
 type WhoAmIRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields

@@ -142,11 +142,11 @@ type Server struct {
 	Tls *ServerTls `protobuf:"bytes,2,opt,name=tls,proto3" json:"tls,omitempty"`
 	// Optional. Whether tools may ask for the schema (gRPC reflection). Default: false.
 	Reflection bool `protobuf:"varint,3,opt,name=reflection,proto3" json:"reflection,omitempty"`
-	// Optional. The proxies that may say, in a header, who the caller behind them is. Default: none; then who sends such a
-	// header is turned away.
+	// Optional. The proxies that may say, in a header, who the caller behind them is. They must say so in every call, and may do
+	// nothing themselves. Default: none. Who sends such a header and is not listed is turned away.
 	Forwarders []*Forwarder `protobuf:"bytes,4,rep,name=forwarders,proto3" json:"forwarders,omitempty"`
-	// Optional. The Kubernetes clusters whose service account tokens prove who a caller is. Default: none; then who sends a
-	// bearer token is turned away.
+	// Optional. The Kubernetes clusters whose service account tokens prove who a caller is that shows no client certificate,
+	// which then may be missing. Default: none; then who sends a bearer token is turned away.
 	ServiceAccounts []*ServiceAccounts `protobuf:"bytes,5,rep,name=service_accounts,json=serviceAccounts,proto3" json:"service_accounts,omitempty"`
 	// Optional. How much callers may ask for. Default: what the fields of the message say.
 	Limits        *Limits `protobuf:"bytes,6,opt,name=limits,proto3" json:"limits,omitempty"`
@@ -235,7 +235,7 @@ type ServerTls struct {
 	// Required, unless workload_api is set. Path of the certificate's private key. It should be readable by the broker only.
 	PrivateKey string `protobuf:"bytes,2,opt,name=private_key,json=privateKey,proto3" json:"private_key,omitempty"`
 	// Required, unless workload_api is set. Path of the certificates of the authorities that sign callers' certificates. A
-	// caller without such a certificate is turned away.
+	// caller without such a certificate is turned away, unless service_accounts is set and it brings a token.
 	ClientCa string `protobuf:"bytes,3,opt,name=client_ca,json=clientCa,proto3" json:"client_ca,omitempty"`
 	// Optional. The lowest version of TLS to accept: 1.3 or 1.2. Default: 1.3.
 	MinVersion string `protobuf:"bytes,4,opt,name=min_version,json=minVersion,proto3" json:"min_version,omitempty"`
@@ -383,11 +383,13 @@ func (x *WorkloadApi) GetTrustDomains() []string {
 // over a unix socket; one hop is believed, and nothing ambiguous.
 type Forwarder struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The proxies, as the policy would name them: "spiffe://...", "dns:..." or "unix:uid:...".
+	// Required. The proxies, as the policy would name them: "spiffe://..." or "dns:...", with "*" as there but not in a trust
+	// domain, or "unix:uid:N".
 	Peers []string `protobuf:"bytes,1,rep,name=peers,proto3" json:"peers,omitempty"`
 	// Required. The header in which they say it: x-forwarded-client-cert (Envoy, Istio) or l5d-client-id (Linkerd).
 	Header string `protobuf:"bytes,2,opt,name=header,proto3" json:"header,omitempty"`
-	// Optional. For whom they may speak, as the policy would name them. Default: empty, for anyone whom a certificate could name.
+	// Optional. For whom they may speak, as the policy would name them: "spiffe://..." or "dns:...". Default: empty, for anyone whom
+	// a certificate could name.
 	Callers       []string `protobuf:"bytes,3,rep,name=callers,proto3" json:"callers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
