@@ -10,17 +10,6 @@ import (
 	"github.com/tokenbroker/tokenbroker/internal/console"
 )
 
-// missing names what stands against answering calls.
-func (s *server) missing() []string {
-	all := s.ready.missing()
-	if s.workload != nil {
-		if missing := s.workload.Missing(); missing != "" {
-			all = append(all, missing)
-		}
-	}
-	return all
-}
-
 // ends tells when the certificates and the revocation lists in force end.
 func (s *server) ends() console.Ends {
 	all := console.Ends{Certificates: map[string]time.Time{}, Lists: map[console.RevocationList]time.Time{}}

@@ -43,13 +43,6 @@ func (s *stage) tlsConfig(server, admin string) string {
 	return s.write("config.yaml", replaced)
 }
 
-// tokenFor asks for a token on the connection.
-func tokenFor(t *testing.T, conn *grpc.ClientConn) error {
-	t.Helper()
-	_, err := pb.NewTokenBrokerClient(conn).IssueToken(t.Context(), &pb.IssueTokenRequest{Profile: "invoices"})
-	return err
-}
-
 // as connects with a certificate.
 func (p *process) as(root *testca.Authority, client tls.Certificate) *grpc.ClientConn {
 	p.t.Helper()
@@ -86,7 +79,7 @@ func TestCertificateBeforeItsKey(t *testing.T) {
 	p := start(t, s.tlsConfig("tls", ""))
 	worker := authority.Leaf(testca.Named("worker.example.com"))
 	open := p.as(authority, worker)
-	if err := tokenFor(t, open); err != nil {
+	if err := issue(t, open); err != nil {
 		t.Fatal(err)
 	}
 	shown := func() *x509.Certificate {
@@ -105,7 +98,7 @@ func TestCertificateBeforeItsKey(t *testing.T) {
 	if !shown().Equal(before) {
 		t.Error("the old certificate is not in force any more")
 	}
-	if err := tokenFor(t, p.as(authority, worker)); err != nil {
+	if err := issue(t, p.as(authority, worker)); err != nil {
 		t.Errorf("a new connection: %v", err)
 	}
 	if _, metrics := p.get("/metrics"); !strings.Contains(metrics, `token_broker_config_reloads_total{result="failure"} 0`) || strings.Contains(p.log.String(), `"level":"ERROR"`) {
@@ -124,7 +117,7 @@ func TestCertificateBeforeItsKey(t *testing.T) {
 	if !shown().Equal(next.Leaf) {
 		t.Error("the last good certificate is not in force any more")
 	}
-	if err := tokenFor(t, open); err != nil {
+	if err := issue(t, open); err != nil {
 		t.Errorf("the connection from the beginning: %v", err)
 	}
 }
@@ -167,7 +160,7 @@ func TestRevocationReachesTheDoors(t *testing.T) {
 		}
 	}
 	openCalls := p.as(authority, bad)
-	if err := tokenFor(t, openCalls); err != nil {
+	if err := issue(t, openCalls); err != nil {
 		t.Fatal(err)
 	}
 
@@ -176,19 +169,19 @@ func TestRevocationReachesTheDoors(t *testing.T) {
 	if status, body := get(openBad, "/"); status != http.StatusForbidden || !strings.Contains(body, "The certificate has been revoked") {
 		t.Errorf("on an open connection: %d %s", status, body)
 	}
-	if err := tokenFor(t, openCalls); status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "has been revoked") {
+	if err := issue(t, openCalls); status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "has been revoked") {
 		t.Errorf("gRPC on an open connection: %v", err)
 	}
 	if status, body := get(console(bad), "/"); status != 0 {
 		t.Errorf("on a new connection: %d %s", status, body)
 	}
-	if err := tokenFor(t, p.as(authority, bad)); status.Code(err) != codes.Unavailable {
+	if err := issue(t, p.as(authority, bad)); status.Code(err) != codes.Unavailable {
 		t.Errorf("gRPC on a new connection: %v", err)
 	}
 	if status, body := get(openGood, "/"); status != http.StatusOK {
 		t.Errorf("who is not revoked: %d %s", status, body)
 	}
-	if err := tokenFor(t, p.as(authority, good)); err != nil {
+	if err := issue(t, p.as(authority, good)); err != nil {
 		t.Errorf("who is not revoked, over gRPC: %v", err)
 	}
 
@@ -238,7 +231,7 @@ func TestRevokedCallers(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := tokenFor(t, conn); status.Code(err) != c.code {
+			if err := issue(t, conn); status.Code(err) != c.code {
 				t.Errorf("%s over %s: %v", name, tls.VersionName(version), err)
 			}
 			conn.Close()
@@ -301,7 +294,7 @@ func TestServeWithWorkloadAPI(t *testing.T) {
 			return got == status && strings.Contains(body, text)
 		})
 	}
-	if err := tokenFor(t, connect(worker)); status.Code(err) != codes.Unavailable {
+	if err := issue(t, connect(worker)); status.Code(err) != codes.Unavailable {
 		t.Errorf("without a certificate: %v", err)
 	}
 	readyz(http.StatusServiceUnavailable, "not ready: no certificate from the Workload API at "+api.Address()+": ")
@@ -315,7 +308,7 @@ func TestServeWithWorkloadAPI(t *testing.T) {
 	api.Start()
 	readyz(http.StatusOK, "ready")
 	conn := connect(worker)
-	if err := tokenFor(t, conn); err != nil {
+	if err := issue(t, conn); err != nil {
 		t.Error(err)
 	}
 	_, metrics := p.get("/metrics")
@@ -323,14 +316,14 @@ func TestServeWithWorkloadAPI(t *testing.T) {
 		!got[`certificate="trust_domain:prod.test"`].Equal(domain.Certificate().NotAfter) {
 		t.Errorf("got %v", got)
 	}
-	if err := tokenFor(t, connect(domain.Member("/other", nil))); status.Code(err) != codes.PermissionDenied {
+	if err := issue(t, connect(domain.Member("/other", nil))); status.Code(err) != codes.PermissionDenied {
 		t.Errorf("a member that the policy does not know: %v", err)
 	}
-	if err := tokenFor(t, connect(other.Member("/worker", nil))); status.Code(err) != codes.Unavailable {
+	if err := issue(t, connect(other.Member("/worker", nil))); status.Code(err) != codes.Unavailable {
 		t.Errorf("a member of a trust domain that is not believed: %v", err)
 	}
 	forged := &workloadtest.Domain{Authority: other.Authority, Name: "prod.test"}
-	if err := tokenFor(t, connect(forged.Member("/worker", nil))); status.Code(err) != codes.Unavailable {
+	if err := issue(t, connect(forged.Member("/worker", nil))); status.Code(err) != codes.Unavailable {
 		t.Errorf("a member that another trust domain has made: %v", err)
 	}
 
@@ -340,18 +333,18 @@ func TestServeWithWorkloadAPI(t *testing.T) {
 	}
 	believe("prod.test, other.test")
 	p.await("the other trust domain is believed", func() bool {
-		return status.Code(tokenFor(t, connect(other.Member("/worker", nil)))) == codes.PermissionDenied
+		return status.Code(issue(t, connect(other.Member("/worker", nil)))) == codes.PermissionDenied
 	})
-	if err := tokenFor(t, connect(forged.Member("/worker", nil))); status.Code(err) != codes.Unavailable {
+	if err := issue(t, connect(forged.Member("/worker", nil))); status.Code(err) != codes.Unavailable {
 		t.Errorf("a member that another trust domain has made, which is believed: %v", err)
 	}
 
 	api.Stop()
 	readyz(http.StatusOK, "degraded: the Workload API at "+api.Address()+" does not answer since ")
-	if err := tokenFor(t, connect(worker)); err != nil {
+	if err := issue(t, connect(worker)); err != nil {
 		t.Errorf("without the API: %v", err)
 	}
-	if err := tokenFor(t, conn); err != nil {
+	if err := issue(t, conn); err != nil {
 		t.Errorf("the connection from the beginning: %v", err)
 	}
 	if code := p.stop(); code != 0 {

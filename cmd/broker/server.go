@@ -132,6 +132,17 @@ func (s *server) configure(profiles []*broker.Profile, policy *access.Policy) {
 	s.metrics.Loaded()
 }
 
+// missing names what stands against answering calls.
+func (s *server) missing() []string {
+	missing := s.ready.missing()
+	if s.workload != nil {
+		if identity := s.workload.Missing(); identity != "" {
+			missing = append(missing, identity)
+		}
+	}
+	return missing
+}
+
 // run serves until ctx ends, and then lets calls under way finish: health goes
 // first, so that nobody new comes, and those who watch it get the time to see;
 // then requests to token endpoints are given back, so that another replica makes

@@ -98,7 +98,7 @@ func (p *Policy) whyNotAllowed(rules []int, op Operation) string {
 	if len(rules) == 1 {
 		return fmt.Sprintf("%s names the caller and the profile, but allows only %s: add %s to its allow", name(rules[0]), strings.Join(p.allow[rules[0]].list(), ", "), op)
 	}
-	return list(rules) + fmt.Sprintf(" name the caller and the profile, but none of them allows %s: add it to the allow of one", op)
+	return listed(rules) + fmt.Sprintf(" name the caller and the profile, but none of them allows %s: add it to the allow of one", op)
 }
 
 // whyScopes is for rules that allow all but some of the scopes. The nearest rule
@@ -112,7 +112,7 @@ func (p *Policy) whyScopes(e *Explanation, scopes []string) string {
 	}
 	why := name(nearest) + " allows it, but not for all of the scopes"
 	if len(e.Allowing) > 1 {
-		why = list(e.Allowing) + " allow it, but none of them for all of the scopes; " + name(nearest) + " comes nearest"
+		why = listed(e.Allowing) + " allow it, but none of them for all of the scopes; " + name(nearest) + " comes nearest"
 	}
 	return why + ": ask for fewer, or add " + some(e.Missing) + " to the scopes of " + name(nearest)
 }
@@ -138,11 +138,11 @@ func say(rules []int, one, several string) string {
 	if len(rules) == 1 {
 		return name(rules[0]) + " " + one
 	}
-	return list(rules) + " " + several
+	return listed(rules) + " " + several
 }
 
 // list names the first of the rules.
-func list(rules []int) string {
+func listed(rules []int) string {
 	names := make([]string, len(rules))
 	for i, rule := range rules {
 		names[i] = name(rule)

@@ -24,7 +24,7 @@ import (
 // one is due.
 type Revocations struct {
 	authorities []*x509.Certificate
-	lists       map[issuer]*revocationList
+	lists       map[issuer]*list
 }
 
 // issuer is an authority by its name and its key, both as they are encoded: two
@@ -35,8 +35,8 @@ func issuerOf(authority *x509.Certificate) issuer {
 	return sha256.Sum256(slices.Concat(authority.RawSubject, authority.RawSubjectPublicKeyInfo))
 }
 
-// revocationList is what there is to know of one revocation list.
-type revocationList struct {
+// list is what there is to know of one revocation list.
+type list struct {
 	name       string
 	number     *big.Int // of the list; nil if it has none
 	thisUpdate time.Time
@@ -85,7 +85,7 @@ func ParseLists(data []byte) ([]*x509.RevocationList, error) {
 // NewRevocations returns Revocations without a list. Only lists of these
 // authorities are taken.
 func NewRevocations(authorities []*x509.Certificate) *Revocations {
-	return &Revocations{authorities: authorities, lists: map[issuer]*revocationList{}}
+	return &Revocations{authorities: authorities, lists: map[issuer]*list{}}
 }
 
 // Add takes a list, or says why it cannot be used. Of several lists of one
@@ -99,7 +99,7 @@ func (r *Revocations) Add(found *x509.RevocationList) error {
 	if err != nil {
 		return err
 	}
-	l := &revocationList{
+	l := &list{
 		name: found.Issuer.String(), number: found.Number, thisUpdate: found.ThisUpdate, nextUpdate: found.NextUpdate,
 		scope: scope, serials: make(map[string]struct{}, len(found.RevokedCertificateEntries)),
 	}
@@ -120,7 +120,7 @@ func (r *Revocations) Add(found *x509.RevocationList) error {
 }
 
 // newer compares by number, which every list should have, else by time.
-func (l *revocationList) newer(other *revocationList) bool {
+func (l *list) newer(other *list) bool {
 	if l.number != nil && other.number != nil {
 		return l.number.Cmp(other.number) > 0
 	}
@@ -264,7 +264,7 @@ func (r *Revocations) checkAuthority(certificate *x509.Certificate, steps int) e
 	return nil
 }
 
-func (l *revocationList) has(certificate *x509.Certificate) bool {
+func (l *list) has(certificate *x509.Certificate) bool {
 	if l == nil {
 		return false
 	}
@@ -272,7 +272,7 @@ func (l *revocationList) has(certificate *x509.Certificate) bool {
 	return found
 }
 
-func revoked(certificate *x509.Certificate, l *revocationList) error {
+func revoked(certificate *x509.Certificate, l *list) error {
 	return fmt.Errorf("certificate %x has been revoked by %s", certificate.SerialNumber, l.name)
 }
 

@@ -81,9 +81,9 @@ type Server struct {
 	// "unix" and a path.
 	Network, Address string
 	// TLS demands a client certificate that one of the configured authorities
-	// has signed, and none has revoked; where callers can prove themselves by a token, one may be
-	// missing. Nil means no TLS, which loopback addresses and sockets only are
-	// allowed.
+	// has signed, and none has revoked; where callers can prove themselves by a
+	// token, one may be missing. Nil means no TLS, which loopback addresses and
+	// sockets only are allowed.
 	TLS *tls.Config
 	// WorkloadAPI is where the certificate and the authorities that TLS lacks
 	// come from; nil means that it has them.

@@ -40,12 +40,7 @@ type judgement struct {
 func (c *certified) revoked(trust *Trust) error {
 	j := c.judged.Load()
 	if j == nil || j.trust != trust {
-		j = &judgement{trust: trust}
-		for _, chain := range c.chains {
-			if j.revoked = trust.Revocations.Check(chain); j.revoked == nil {
-				break
-			}
-		}
+		j = &judgement{trust, trust.Revocations.CheckChains(c.chains)}
 		c.judged.Store(j)
 	}
 	return j.revoked
