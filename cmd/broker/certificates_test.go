@@ -159,7 +159,8 @@ func TestRevocationReachesTheDoors(t *testing.T) {
 			t.Fatalf("%s: %d %s", name, status, body)
 		}
 	}
-	if err := issue(t, p.as(authority, bad)); err != nil {
+	openCalls := p.as(authority, bad)
+	if err := issue(t, openCalls); err != nil {
 		t.Fatal(err)
 	}
 
@@ -167,6 +168,9 @@ func TestRevocationReachesTheDoors(t *testing.T) {
 	p.await("the revoked certificate is refused", func() bool { status, _ := get(openBad, "/"); return status == http.StatusForbidden })
 	if status, body := get(openBad, "/"); status != http.StatusForbidden || !strings.Contains(body, "The certificate has been revoked") {
 		t.Errorf("on an open connection: %d %s", status, body)
+	}
+	if err := issue(t, openCalls); status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "has been revoked") {
+		t.Errorf("gRPC on an open connection: %v", err)
 	}
 	if status, body := get(console(bad), "/"); status != 0 {
 		t.Errorf("on a new connection: %d %s", status, body)

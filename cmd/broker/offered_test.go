@@ -248,10 +248,10 @@ func names(ids []uint16) (all []string) {
 	return all
 }
 
-// versions are those that the server accepts, with any suite.
+// versions are those that the server accepts, with any suite. SSL 3.0 is 0x0300.
 func versions(t *testing.T, address string) (found []uint16) {
 	t.Helper()
-	for _, version := range []uint16{tls.VersionSSL30, tls.VersionTLS10, tls.VersionTLS11, tls.VersionTLS12, tls.VersionTLS13} {
+	for _, version := range []uint16{0x0300, tls.VersionTLS10, tls.VersionTLS11, tls.VersionTLS12, tls.VersionTLS13} {
 		h := offer12(someSuites)
 		h.version, h.record = version, min(version, tls.VersionTLS10)
 		if version == tls.VersionTLS13 {

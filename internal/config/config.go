@@ -116,7 +116,7 @@ type WorkloadAPI struct {
 type Certificate struct {
 	// Name is "server", "client_ca", "admin", "admin_client_ca", "redis",
 	// "redis_ca", or "profile:" and the name of a profile whose client proves
-	// itself by one.
+	// itself by one; of any other file the path of its field.
 	Name string
 	// End is when the first in the file ends.
 	End time.Time

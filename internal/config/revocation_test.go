@@ -23,7 +23,6 @@ func revocable(t *testing.T, directory string) string {
 func TestRevocationLists(t *testing.T) {
 	ca, second, stranger := newAuthority(t), newAuthority(t), newAuthority(t)
 	due := time.Now().Add(-time.Minute)
-	const first, more, all = "11:18: server.tls.client_crl[0]: ", "11:", "11:17: server.tls.client_crl: "
 	late := func(l *x509.RevocationList) { l.NextUpdate = due }
 	numbered := func(n int64) func(*x509.RevocationList) {
 		return func(l *x509.RevocationList) { l.Number = big.NewInt(n) }

@@ -278,11 +278,11 @@ func (l *load) certificates(profiles []*configv1.Profile) []Certificate {
 	for at, end := range l.ends {
 		name, known := names[at]
 		if !known {
+			name = at
 			var i int
-			if _, err := fmt.Sscanf(at, "profiles[%d]", &i); err != nil || i >= len(profiles) {
-				continue
+			if _, err := fmt.Sscanf(at, "profiles[%d]", &i); err == nil && i < len(profiles) {
+				name = "profile:" + profiles[i].GetName()
 			}
-			name = "profile:" + profiles[i].GetName()
 		}
 		all = append(all, Certificate{Name: name, End: end})
 	}
