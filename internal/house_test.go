@@ -46,6 +46,7 @@ func TestWhoMayKnowWhom(t *testing.T) {
 		"cmd/broker":                nil, // everything
 		"conformance":               {},
 		"internal/access":           {},
+		"internal/admission":        {},
 		"internal/audit":            {},
 		"internal/broker":           {},
 		"internal/oauth":            {"internal/broker"},
@@ -54,8 +55,8 @@ func TestWhoMayKnowWhom(t *testing.T) {
 		"internal/vantage":          {"internal/broker", "internal/oauth"},
 		"internal/vantage/sandbox":  {},
 		"internal/secureauth":       {"internal/broker", "internal/oauth"},
-		"internal/config":           {"internal/access", "internal/audit", "internal/broker", "internal/oauth", "internal/secureauth", "internal/store", "internal/vantage", "gen/tokenbroker/config/v1"},
-		"internal/service":          {"internal/access", "internal/audit", "internal/broker", "gen/tokenbroker/v1"},
+		"internal/config":           {"internal/access", "internal/admission", "internal/audit", "internal/broker", "internal/oauth", "internal/secureauth", "internal/store", "internal/vantage", "gen/tokenbroker/config/v1"},
+		"internal/service":          {"internal/access", "internal/admission", "internal/audit", "internal/broker", "gen/tokenbroker/v1"},
 		"internal/testca":           {},
 		"internal/testclock":        {},
 		"internal/testproc":         {},

@@ -67,7 +67,7 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 	var settings, adminSettings atomic.Pointer[tls.Config]
 	var bearer atomic.Pointer[broker.Secret]
 	o := serverOptions{
-		log: log, reflection: c.Server.Reflection, store: c.Store,
+		log: log, reflection: c.Server.Reflection, limits: c.Server.Limits, store: c.Store,
 		admin: adminOptions{local: isLocal(c.Admin.Address), certificates: knowsOperators(c.Admin), url: c.Admin.URL},
 	}
 	if c.Server.TLS != nil {
@@ -92,6 +92,7 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 		settings.Store(c.Server.TLS)
 		adminSettings.Store(c.Admin.TLS)
 		bearer.Store(&c.Admin.BearerToken)
+		s.service.SetLimits(c.Server.Limits)
 		if c.Store != nil {
 			s.redis.Use(c.Store.Access)
 		}
@@ -197,6 +198,11 @@ func (r *reloader) fits(next *config.Config) error {
 		{"server.address", was.Server.Network != is.Server.Network || was.Server.Address != is.Server.Address},
 		{"server.tls", (was.Server.TLS == nil) != (is.Server.TLS == nil)},
 		{"server.reflection", was.Server.Reflection != is.Server.Reflection},
+		{"server.limits.connection_streams", was.Server.Limits.ConnectionStreams != is.Server.Limits.ConnectionStreams},
+		{"server.limits.connection_age", was.Server.Limits.ConnectionAge != is.Server.Limits.ConnectionAge},
+		{"server.limits.connection_age_grace", was.Server.Limits.ConnectionAgeGrace != is.Server.Limits.ConnectionAgeGrace},
+		{"server.limits.ping_interval", was.Server.Limits.PingInterval != is.Server.Limits.PingInterval},
+		{"server.limits.header_size", was.Server.Limits.HeaderSize != is.Server.Limits.HeaderSize},
 		{"admin.address", was.Admin.Address != is.Admin.Address},
 		{"admin.tls", (was.Admin.TLS == nil) != (is.Admin.TLS == nil)},
 		{"admin.tls.client_ca", knowsOperators(was.Admin) != knowsOperators(is.Admin)},

@@ -30,6 +30,7 @@ import (
 	"log/slog"
 
 	"github.com/tokenbroker/tokenbroker/internal/access"
+	"github.com/tokenbroker/tokenbroker/internal/admission"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/oauth"
 	"github.com/tokenbroker/tokenbroker/internal/store"
@@ -71,6 +72,8 @@ type Server struct {
 	TLS *tls.Config
 	// Reflection says whether the schema is served.
 	Reflection bool
+	// Limits bound what callers can make the server do.
+	Limits admission.Limits
 }
 
 // Admin says where operators reach health, metrics and the console.

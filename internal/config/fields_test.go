@@ -70,6 +70,16 @@ var used = map[string]probe{
 	"server.tls.client_ca":                             {profile + tlsPart, "$DIR/ca.crt", "$DIR/other/ca.crt"},
 	"server.tls.min_version":                           {profile + tlsPart, "tls: {", "tls: {min_version: 1.2, "},
 	"server.reflection":                                {profile, "", "server: {reflection: true}\n"},
+	"server.limits.caller_rate":                        {profile, "", "server: {limits: {caller_rate: 7}}\n"},
+	"server.limits.caller_calls":                       {profile, "", "server: {limits: {caller_calls: 7}}\n"},
+	"server.limits.calls":                              {profile, "", "server: {limits: {calls: 7}}\n"},
+	"server.limits.connections":                        {profile, "", "server: {limits: {connections: 7}}\n"},
+	"server.limits.connection_streams":                 {profile, "", "server: {limits: {connection_streams: 7}}\n"},
+	"server.limits.connection_age":                     {profile, "", "server: {limits: {connection_age: 10s}}\n"},
+	"server.limits.connection_age_grace":               {profile, "", "server: {limits: {connection_age_grace: 7s}}\n"},
+	"server.limits.ping_interval":                      {profile, "", "server: {limits: {ping_interval: 7s}}\n"},
+	"server.limits.deadline":                           {profile, "", "server: {limits: {deadline: 7s}}\n"},
+	"server.limits.header_size":                        {profile, "", "server: {limits: {header_size: 4096}}\n"},
 	"admin.address":                                    {profile, "", "admin: {address: 127.0.0.1:1}\n"},
 	"admin.url":                                        {profile, "", "admin: {url: 'https://broker.example.com'}\n"},
 	"admin.tls.certificate":                            {profile + adminPart, "$DIR/tls.crt", "$DIR/other/tls.crt"},
@@ -194,7 +204,7 @@ func usedByOthers() map[string]probe {
 // Fields that are yet to be used, by how their paths begin.
 var pending = []string{
 	"server.tls.client_crl", "server.tls.workload_api", "admin.tls.client_crl", "server.forwarders", "server.service_accounts",
-	"server.limits", "audit", "policy.scopes",
+	"audit", "policy.scopes",
 }
 
 // Every field of the schema is used.
@@ -301,7 +311,7 @@ func describe(c *config.Config) string {
 	var s strings.Builder
 	ended, end := context.WithCancel(context.Background())
 	end()
-	fmt.Fprintln(&s, c.Server.Network, c.Server.Address, c.Server.Reflection, c.Admin.Address, c.Admin.URL, credential(c.Admin.BearerToken.Reveal()), c.Log, c.Policy, c.Warnings)
+	fmt.Fprintln(&s, c.Server.Network, c.Server.Address, c.Server.Reflection, c.Server.Limits, c.Admin.Address, c.Admin.URL, credential(c.Admin.BearerToken.Reveal()), c.Log, c.Policy, c.Warnings)
 	if c.Admin.TLS != nil {
 		//lint:ignore SA1019 Subjects says too little of the system's authorities only.
 		fmt.Fprintln(&s, c.Admin.TLS.Certificates[0].Certificate, c.Admin.TLS.ClientCAs.Subjects())

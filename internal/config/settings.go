@@ -29,7 +29,7 @@ const (
 )
 
 func (l *load) server(message *configv1.Server) Server {
-	s := Server{Network: "tcp", Address: cmp.Or(message.GetAddress(), defaultServerAddress), Reflection: message.GetReflection()}
+	s := Server{Network: "tcp", Address: cmp.Or(message.GetAddress(), defaultServerAddress), Reflection: message.GetReflection(), Limits: limits(message.GetLimits())}
 	if message.GetTls() != nil {
 		s.TLS = l.serverTLS(message.GetTls())
 	}

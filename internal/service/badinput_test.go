@@ -49,7 +49,7 @@ func TestBadInput(t *testing.T) {
 	text := func(field protowire.Number, s string) []byte {
 		return protowire.AppendString(protowire.AppendTag(nil, field, protowire.BytesType), s)
 	}
-	five := strings.Repeat("a", 5<<20)
+	large := strings.Repeat("a", 300<<10)
 
 	for name, c := range map[string]struct {
 		err    error
@@ -58,7 +58,7 @@ func TestBadInput(t *testing.T) {
 	}{
 		"no profile":                   {issue(&pb.IssueTokenRequest{}), "INVALID_REQUEST", "profile"},
 		"a profile name with a slash":  {issue(&pb.IssueTokenRequest{Profile: "a/b"}), "INVALID_REQUEST", "profile"},
-		"a request of 5 MB":            {issue(&pb.IssueTokenRequest{Profile: five}), "INVALID_REQUEST", ""},
+		"a request of 300 KiB":         {issue(&pb.IssueTokenRequest{Profile: large}), "INVALID_REQUEST", ""},
 		"an unknown scope":             {issue(&pb.IssueTokenRequest{Profile: "invoices", Scopes: []string{"everything"}}), "INVALID_REQUEST", "scopes"},
 		"a scope with a space":         {issue(&pb.IssueTokenRequest{Profile: "invoices", Scopes: []string{"openid permissions"}}), "INVALID_REQUEST", "scopes[0]"},
 		"a scope twice":                {issue(&pb.IssueTokenRequest{Profile: "invoices", Scopes: []string{"openid", "openid"}}), "INVALID_REQUEST", "scopes"},
@@ -91,8 +91,8 @@ func TestBadInput(t *testing.T) {
 
 	_, err := tokens.IssueToken(ctx, &pb.IssueTokenRequest{Profile: "nothing"})
 	wantFailure(t, err, codes.PermissionDenied, "CALLER_DENIED", "nothing")
-	if d := detailsOf(issue(&pb.IssueTokenRequest{Profile: strings.Repeat("a", 7<<20)})); d.code != codes.ResourceExhausted {
-		t.Errorf("a request of 7 MB: %v", d.code)
+	if d := detailsOf(issue(&pb.IssueTokenRequest{Profile: strings.Repeat("a", 5<<20)})); d.code != codes.ResourceExhausted {
+		t.Errorf("a request of 5 MB: %v", d.code)
 	}
 	r.wantRequests(0)
 	if _, err := tokens.IssueToken(ctx, &pb.IssueTokenRequest{Profile: "invoices"}); err != nil {

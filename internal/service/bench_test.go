@@ -68,7 +68,10 @@ var headers = metadata.MD{
 // the network: validation, identity, policy, memory.
 func BenchmarkIssueToken(b *testing.B) {
 	s := newBench(b)
-	ctx := called(b.Context())
+	// With a deadline, as callers should have one: grpc-go pays for its timer,
+	// and the server needs none.
+	ctx, cancel := context.WithTimeout(called(b.Context()), 50*time.Second)
+	defer cancel()
 	t := &tokenBroker{Service: s}
 	handler := func(ctx context.Context, r any) (any, error) { return t.IssueToken(ctx, r.(*pb.IssueTokenRequest)) }
 	info := &grpc.UnaryServerInfo{FullMethod: pb.TokenBroker_IssueToken_FullMethodName}
@@ -112,11 +115,39 @@ func BenchmarkIssueToken(b *testing.B) {
 	}
 }
 
+// BenchmarkDeadline is what a call costs on arrival that has no deadline of its
+// own: the server's, with its timer.
+func BenchmarkDeadline(b *testing.B) {
+	s := newBench(b)
+	info := &tap.Info{FullMethodName: pb.TokenBroker_IssueToken_FullMethodName, Header: headers}
+	for name, with := range map[string]func(context.Context) (context.Context, context.CancelFunc){
+		"caller's": func(ctx context.Context) (context.Context, context.CancelFunc) {
+			return context.WithTimeout(ctx, 50*time.Second)
+		},
+		"server's": context.WithCancel,
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				stream, end := with(called(context.Background()))
+				ctx, err := s.arrive(stream, info)
+				if err != nil {
+					b.Fatal(err)
+				}
+				c := callFrom(ctx)
+				c.begin()
+				c.end()
+				end()
+			}
+		})
+	}
+}
+
 // BenchmarkMarshal is what any gRPC server pays for this response, to compare.
 func BenchmarkMarshal(b *testing.B) {
 	s := newBench(b)
 	ctx, _ := s.arrive(called(b.Context()), &tap.Info{Header: headers})
-	if err := s.enter(ctx); err != nil {
+	if err := s.enter(ctx, pb.TokenBroker_IssueToken_FullMethodName); err != nil {
 		b.Fatal(err)
 	}
 	r, err := (&tokenBroker{Service: s}).IssueToken(ctx, &pb.IssueTokenRequest{Profile: "invoices"})

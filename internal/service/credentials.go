@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/credentials"
 
 	"github.com/tokenbroker/tokenbroker/internal/access"
+	"github.com/tokenbroker/tokenbroker/internal/admission"
 )
 
 // newCredentials returns how the server meets its callers.
@@ -42,11 +43,20 @@ func (c tlsCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.Aut
 	if chains := found.State.VerifiedChains; len(chains) > 0 {
 		found.caller = access.Identify(chains[0][0])
 	}
+	proven(raw)
 	return conn, found, nil
 }
 
 func (c tlsCredentials) Clone() credentials.TransportCredentials {
 	return tlsCredentials{c.TransportCredentials.Clone()}
+}
+
+// proven tells the listener that a connection belongs to somebody. What follows
+// of the handshake, HTTP/2's own, has a timeout.
+func proven(raw net.Conn) {
+	if c, ok := raw.(*admission.Conn); ok {
+		c.Proven()
+	}
 }
 
 // localCredentials accept callers without TLS from this machine only, whatever
@@ -77,6 +87,7 @@ func (localCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.Au
 	default:
 		return nil, nil, errNotLocal
 	}
+	proven(conn)
 	return conn, info, nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -19,6 +20,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/tokenbroker/tokenbroker/internal/access"
+	"github.com/tokenbroker/tokenbroker/internal/admission"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/oauth"
 	"github.com/tokenbroker/tokenbroker/internal/service"
@@ -39,6 +41,7 @@ type rig struct {
 	access  *access.Authorizer
 	address string
 	log     *logBuffer
+	metrics *prometheus.Registry
 }
 
 type rigOptions struct {
@@ -46,11 +49,13 @@ type rigOptions struct {
 	policy []access.Rule
 	change func(*vantage.Config)
 	more   []string // further profiles, of the same client
+	limits admission.Limits
+	wait   time.Duration // see service.Options.LongestWait
 }
 
 func newRig(t *testing.T, o rigOptions) *rig {
 	t.Helper()
-	r := &rig{t: t, log: &logBuffer{}, access: access.NewAuthorizer()}
+	r := &rig{t: t, log: &logBuffer{}, access: access.NewAuthorizer(), metrics: prometheus.NewRegistry()}
 	var err error
 	if r.vantage, err = sandbox.New(sandbox.Options{}); err != nil {
 		t.Fatal(err)
@@ -60,7 +65,7 @@ func newRig(t *testing.T, o rigOptions) *rig {
 	log := slog.New(slog.NewJSONHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	r.broker = broker.New(store.NewMemory(), broker.Options{Logger: log})
 	r.configure(o.change, o.more...)
-	r.service, err = service.New(service.Options{Broker: r.broker, Logger: log, TLS: o.tls, Reflection: true, Authorizer: r.access})
+	r.service, err = service.New(service.Options{Broker: r.broker, Logger: log, TLS: o.tls, Reflection: true, Authorizer: r.access, Limits: o.limits, LongestWait: o.wait, Registerer: r.metrics})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -34,6 +34,10 @@ var requests = []proto.Message{
 // explain turns errors into statuses with details, and tells the log and the
 // audit log how calls end.
 func (s *Service) explain(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	if c := callFrom(ctx); c != nil {
+		c.begin()
+		defer c.end()
+	}
 	response, err := handler(ctx, request)
 	if err != nil {
 		return nil, s.end(ctx, info.FullMethod, err)
@@ -42,6 +46,10 @@ func (s *Service) explain(ctx context.Context, request any, info *grpc.UnaryServ
 }
 
 func (s *Service) explainStream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	if c := callFrom(stream.Context()); c != nil {
+		c.begin()
+		defer c.end()
+	}
 	return s.end(stream.Context(), info.FullMethod, handler(server, stream))
 }
 
@@ -74,8 +82,8 @@ func reasonOf(st *status.Status) string {
 // refused before it could.
 func (s *Service) record(ctx context.Context, method, outcome string) {
 	c := callFrom(ctx)
-	if c == nil || s.audit == nil || c.outcome.operation == 0 && outcome == "ok" {
-		return // nothing was decided: WhoAmI, health, reflection
+	if c == nil || s.audit == nil || c.outcome.operation == 0 && outcome == "ok" || c.throttled {
+		return // nothing was decided: WhoAmI, health, reflection, calls beyond a limit
 	}
 	o := &c.outcome
 	e := audit.Event{
@@ -122,30 +130,38 @@ func (s *Service) logFailure(ctx context.Context, method, id string, st *status.
 // reflection have no callers; whether they may connect at all is the
 // handshake's matter.
 func (s *Service) admit(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	if ours(info.FullMethod) {
-		if err := s.enter(ctx); err != nil {
-			return nil, err
-		}
+	if err := s.enter(ctx, info.FullMethod); err != nil {
+		return nil, err
 	}
 	return handler(ctx, request)
 }
 
 func (s *Service) admitStream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	if ours(info.FullMethod) {
-		if err := s.enter(stream.Context()); err != nil {
-			return err
-		}
+	if err := s.enter(stream.Context(), info.FullMethod); err != nil {
+		return err
 	}
 	return handler(server, stream)
 }
 
 // enter is the door itself.
-func (s *Service) enter(ctx context.Context) error {
+func (s *Service) enter(ctx context.Context, method string) error {
 	c := callFrom(ctx)
 	if c == nil {
 		return errCallerUnknown
 	}
-	return s.identify(c)
+	if c.refused != nil {
+		return c.refused.error(ctx, c)
+	}
+	if !ours(method) {
+		return nil
+	}
+	if err := s.identify(c); err != nil {
+		return err
+	}
+	if r := s.limiter.entered(c); r != nil {
+		return r.error(ctx, c)
+	}
+	return nil
 }
 
 // ours tells the methods of our services from those of health and reflection.
@@ -170,7 +186,15 @@ type validStream struct {
 }
 
 func (v validStream) RecvMsg(m any) error {
-	if err := v.ServerStream.RecvMsg(m); err != nil {
+	err := v.ServerStream.RecvMsg(m)
+	if c := callFrom(v.Context()); c != nil && c.late != nil {
+		inTime := c.late.Stop()
+		c.late = nil
+		if !inTime && err != nil {
+			return status.Error(codes.DeadlineExceeded, "the request of the stream did not arrive in time")
+		}
+	}
+	if err != nil {
 		return err
 	}
 	return v.service.checkOurs(m)
