@@ -59,6 +59,7 @@ func TestWhoMayKnowWhom(t *testing.T) {
 		"internal/service":          {"internal/access", "internal/admission", "internal/audit", "internal/broker", "gen/tokenbroker/v1"},
 		"internal/testca":           {},
 		"internal/testclock":        {},
+		"internal/testh2":           {},
 		"internal/testproc":         {},
 		"internal/testredis":        {"internal/testca", "internal/testproc"},
 		"internal/faultproxy":       {"internal/testproc"},
@@ -99,7 +100,7 @@ func TestWhoMayKnowWhichLibrary(t *testing.T) {
 		"google.golang.org/protobuf": {"internal/service", "internal/fleet", "internal/config", "cmd/broker", "gen/tokenbroker/v1", "gen/tokenbroker/config/v1"},
 		"github.com/prometheus":      {"internal/console", "internal/service", "cmd/broker"},
 		"github.com/chromedp":        {}, // tests only
-		"crypto/tls":                 {"internal/testca", "internal/testredis", "internal/oauth", "internal/store", "internal/config", "internal/service", "cmd/broker"},
+		"crypto/tls":                 {"internal/testca", "internal/testh2", "internal/testredis", "internal/oauth", "internal/store", "internal/config", "internal/service", "cmd/broker"},
 	} {
 		for _, p := range packages(t) {
 			for _, i := range p.Imports {

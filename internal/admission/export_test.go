@@ -12,10 +12,12 @@ func (r *Rate) TakeAt(now time.Duration, rate int) time.Duration { return r.take
 func (r *Rate) WaitAt(now time.Duration, rate int) time.Duration { return r.wait(int64(now), rate) }
 
 // Controller turns waits for a processor, and memory in use, into the share of
-// calls to turn away.
-func Controller(most time.Duration) func(wait time.Duration, memory float64) float64 {
+// calls to turn away; after is the time since the last look.
+func Controller(most time.Duration) func(wait time.Duration, memory float64, after time.Duration) float64 {
 	c := controller{most: most}
-	return func(wait time.Duration, memory float64) float64 { return c.next(load{wait, memory}) }
+	return func(wait time.Duration, memory float64, after time.Duration) float64 {
+		return c.next(load{wait, memory}, after)
+	}
 }
 
 // Median is the one of a histogram since then.

@@ -20,14 +20,16 @@ const (
 
 	// look is how often the process is looked at.
 	look = 100 * time.Millisecond
-	// window is how many looks a median is taken over, and how many in a row
-	// must have found the process behind before any call is turned away: bursts
-	// pass.
+	// window is how many looks a median is taken over.
 	window = 10
-	// more is what is added to the share that is turned away at each look while
-	// the process is behind, and less what is left of it while it is not. It
-	// takes 5 s to turn most away, and 2 s to take most in again.
-	more, less = 0.02, 0.9
+	// patience is how long the process must be behind before any call is turned
+	// away: bursts pass.
+	patience = time.Second
+	// more is what is added each second to the share that is turned away while
+	// the process is behind, and less what is left of it after each second in
+	// which it is not. It takes 5 s to turn most away, and 2 s to take most in
+	// again.
+	more, less = 0.2, 0.35
 	// mostShed leaves some calls, which show whether it helps.
 	mostShed = 0.95
 	// full is which part of GOMEMLIMIT may be in use by what lives on.
@@ -41,27 +43,30 @@ type load struct {
 }
 
 // controller decides which share of new calls to turn away. It is a function of
-// the loads that it is told: additive increase, multiplicative decrease.
+// the loads that it is told, and when: additive increase, multiplicative
+// decrease. A process that is behind looks at itself less often, so time counts,
+// not looks.
 type controller struct {
 	most   time.Duration
-	behind int // looks in a row
+	behind time.Duration // for how long
 	share  float64
 }
 
-func (c *controller) next(l load) float64 {
+// next is told what was found a time after the last look.
+func (c *controller) next(l load, after time.Duration) float64 {
+	seconds := after.Seconds()
 	switch {
 	case l.memory >= full:
-		c.share = min(mostShed, c.share+5*more)
+		c.share = min(mostShed, c.share+5*more*seconds)
 	case l.wait > c.most:
-		c.behind++
-		if c.behind > window {
-			c.share = min(mostShed, c.share+more)
+		if c.behind += after; c.behind > patience {
+			c.share = min(mostShed, c.share+more*seconds)
 		}
 	case l.wait > c.most/2: // better, but not good
 		c.behind = 0
 	default:
 		c.behind = 0
-		if c.share *= less; c.share < more/2 {
+		if c.share *= math.Pow(less, seconds); c.share < 0.01 {
 			c.share = 0
 		}
 	}
@@ -90,12 +95,14 @@ func (o *Overload) Watch(ctx context.Context, most time.Duration) {
 	ticker := time.NewTicker(look)
 	defer ticker.Stop()
 	s, c := newSampler(), controller{most: most}
-	for {
+	for last := time.Now(); ; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-			o.share.Store(math.Float64bits(c.next(s.look())))
+			now := time.Now()
+			o.share.Store(math.Float64bits(c.next(s.look(), now.Sub(last))))
+			last = now
 		}
 	}
 }

@@ -17,9 +17,9 @@ const (
 )
 
 // after feeds a controller one load for some time.
-func after(next func(time.Duration, float64) float64, d, wait time.Duration, memory float64) (share float64) {
+func after(next func(time.Duration, float64, time.Duration) float64, d, wait time.Duration, memory float64) (share float64) {
 	for ; d > 0; d -= tick {
-		share = next(wait, memory)
+		share = next(wait, memory, tick)
 	}
 	return share
 }
@@ -49,7 +49,7 @@ func TestController(t *testing.T) {
 		after(c, time.Second, most+1, 0)
 		last := 0.0
 		for range 40 {
-			share := c(most+1, 0)
+			share := c(most+1, 0, tick)
 			if share <= last || share > last+.03 {
 				t.Fatalf("from %v to %v at once", last, share)
 			}
@@ -64,7 +64,7 @@ func TestController(t *testing.T) {
 			t.Errorf("turns away %v while the wait is above half", share)
 		}
 		for range 30 {
-			share := c(0, 0)
+			share := c(0, 0, tick)
 			if share < last*.85 {
 				t.Fatalf("from %v to %v at once", last, share)
 			}
@@ -72,6 +72,15 @@ func TestController(t *testing.T) {
 		}
 		if share := after(c, 10*time.Second, 0, 0); share != 0 {
 			t.Errorf("turns away %v when all is well again", share)
+		}
+	})
+	t.Run("too busy to look often", func(t *testing.T) {
+		c := admission.Controller(most)
+		for range 4 {
+			c(time.Minute, 0, time.Second)
+		}
+		if share := c(time.Minute, 0, time.Second); share < .7 || share > .9 {
+			t.Errorf("turns away %v after 5 s", share)
 		}
 	})
 	t.Run("memory", func(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"net"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/peer"
@@ -54,8 +55,10 @@ type call struct {
 	throttled bool
 	// cancel ends the call's own deadline; nil if it has none.
 	cancel context.CancelFunc
-	// late ends a stream whose request does not come; nil for others.
-	late *time.Timer
+	// late ends a stream whose request does not come, and says so in lapsed; nil
+	// for others.
+	late   *time.Timer
+	lapsed atomic.Bool
 }
 
 // outcome is what came of a call.
@@ -77,6 +80,15 @@ func (c *call) Value(key any) any {
 		return c
 	}
 	return c.Context.Value(key)
+}
+
+// Err implements context.Context.
+func (c *call) Err() error {
+	err := c.Context.Err()
+	if err != nil && c.lapsed.Load() {
+		return context.DeadlineExceeded // it is no caller who has cancelled it
+	}
+	return err
 }
 
 // callFrom returns the call that ctx belongs to.
@@ -101,7 +113,7 @@ func (s *Service) arrive(ctx context.Context, info *tap.Info) (context.Context, 
 	if ids := h[requestIDHeader]; len(ids) == 1 && harmless(ids[0]) {
 		c.id = ids[0]
 	}
-	if c.method == nil {
+	if c.method == nil || ctx.Err() != nil {
 		return c, nil // answered at once, whatever follows
 	}
 	if r := s.limiter.arrived(c); r != nil {
@@ -138,7 +150,10 @@ func (s *Service) hurry(c *call) {
 	case c.method.stream:
 		// Only its request has a time: what may come after has none.
 		c.Context, c.cancel = context.WithCancel(c.Context)
-		c.late = time.AfterFunc(firstMessage, c.cancel)
+		c.late = time.AfterFunc(firstMessage, func() {
+			c.lapsed.Store(true)
+			c.cancel()
+		})
 		return
 	}
 	if deadline, ok := c.Deadline(); !ok || time.Until(deadline) > longest {
