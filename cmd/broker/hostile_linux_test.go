@@ -87,11 +87,14 @@ func (s siege) others(t *testing.T) (stop func() (calls int, p99, longest time.D
 		}
 		call() // connects
 		calling.Go(func() {
+			ticker := time.NewTicker(5 * time.Millisecond) // modest
+			defer ticker.Stop()
 			for ctx.Err() == nil {
 				d := call()
 				mu.Lock()
 				took = append(took, d)
 				mu.Unlock()
+				<-ticker.C
 			}
 		})
 	}
