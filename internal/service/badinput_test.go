@@ -247,3 +247,20 @@ func TestRequestIDOfAnErrorIsTheOneInTheLog(t *testing.T) {
 		}
 	}
 }
+
+// The largest valid request for a token is read, with room to spare.
+func TestLargestRequestIsRead(t *testing.T) {
+	r := newRig(t, rigOptions{})
+	q := &pb.RefreshTokenRequest{
+		Profile: strings.Repeat("a", 64), Scopes: many(100), MinLifetime: durationpb.New(time.Hour),
+		RejectedTokenId: "0123456789abcdef", Job: &pb.Job{Id: strings.Repeat("j", 128)},
+	}
+	for i := range q.Scopes {
+		q.Scopes[i] += strings.Repeat("s", 256-len(q.Scopes[i]))
+	}
+	if size := proto.Size(q); size < 26_000 || size > 256<<10/9 {
+		t.Errorf("it has %d bytes", size)
+	}
+	_, err := pb.NewTokenBrokerClient(r.dial(nil)).RefreshToken(t.Context(), q)
+	wantFailure(t, err, codes.PermissionDenied, "CALLER_DENIED", q.Profile)
+}

@@ -35,7 +35,7 @@ func called(ctx context.Context) context.Context {
 	})
 }
 
-func newBench(b *testing.B) *Service {
+func newBench(b testing.TB) *Service {
 	b.Helper()
 	br := broker.New(store.NewMemory(), broker.Options{})
 	b.Cleanup(br.Close)

@@ -33,7 +33,7 @@ import (
 
 // rig is a broker in front of a stand-in Vantage, both on real sockets.
 type rig struct {
-	t       *testing.T
+	t       testing.TB
 	vantage *sandbox.Server
 	url     string
 	broker  *broker.Broker
@@ -53,7 +53,7 @@ type rigOptions struct {
 	wait   time.Duration // see service.Options.LongestWait
 }
 
-func newRig(t *testing.T, o rigOptions) *rig {
+func newRig(t testing.TB, o rigOptions) *rig {
 	t.Helper()
 	r := &rig{t: t, log: &logBuffer{}, access: access.NewAuthorizer(), metrics: prometheus.NewRegistry()}
 	var err error
@@ -152,7 +152,7 @@ func (r *rig) fault(f ...sandbox.Fault) {
 }
 
 // eventually polls until the condition holds.
-func eventually(t *testing.T, what string, condition func() bool) {
+func eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); !condition(); {
 		if time.Now().After(deadline) {
@@ -190,7 +190,7 @@ func detailsOf(err error) detail {
 }
 
 // wantFailure checks an error's code, reason and profile.
-func wantFailure(t *testing.T, err error, code codes.Code, reason, profile string) detail {
+func wantFailure(t testing.TB, err error, code codes.Code, reason, profile string) detail {
 	t.Helper()
 	d := detailsOf(err)
 	if d.code != code || d.info.Reason != reason || d.info.Metadata["profile"] != profile {
