@@ -23,7 +23,6 @@ const Domain = "tokenbroker.v1"
 const (
 	reasonCallerUnknown broker.Reason = "CALLER_UNKNOWN"
 	reasonCallerDenied  broker.Reason = "CALLER_DENIED"
-	reasonOverloaded    broker.Reason = "BROKER_OVERLOADED"
 )
 
 // codeOf is the one place where reasons become canonical codes.
@@ -37,7 +36,7 @@ func codeOf(r broker.Reason) codes.Code {
 		return codes.PermissionDenied
 	case broker.ReasonCredentialsRejected, broker.ReasonAuthorizationNeeded, broker.ReasonLifetimeUnavailable:
 		return codes.FailedPrecondition
-	case broker.ReasonEndpointThrottled, broker.ReasonRefreshTooSoon, broker.ReasonCallerThrottled, reasonOverloaded:
+	case broker.ReasonEndpointThrottled, broker.ReasonRefreshTooSoon, broker.ReasonCallerThrottled:
 		return codes.ResourceExhausted
 	case broker.ReasonEndpointUnavailable, broker.ReasonStoreUnavailable:
 		return codes.Unavailable

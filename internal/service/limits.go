@@ -154,7 +154,7 @@ func (m *limiter) arrived(c *call) *refusal {
 	l := m.limits.Load()
 	if c.method.health {
 		if !m.enter(&m.health, l.Connections) {
-			return m.refuse(limitCalls, reasonOverloaded, later(), "%d health checks are under way on this replica: try another replica, or again later (server.limits.connections)", l.Connections)
+			return m.refuse(limitCalls, broker.ReasonCallerThrottled, later(), "%d health checks are under way on this replica: try another replica, or again later (server.limits.connections)", l.Connections)
 		}
 		c.waiter.gauge = &m.health
 		return nil
@@ -176,12 +176,12 @@ func (m *limiter) arrived(c *call) *refusal {
 	}
 	if !m.enter(&m.calls, l.Calls) {
 		leave(u)
-		return m.refuse(limitCalls, reasonOverloaded, later(), "%d calls are under way on this replica: try another replica, or again later (server.limits.calls)", l.Calls)
+		return m.refuse(limitCalls, broker.ReasonCallerThrottled, later(), "%d calls are under way on this replica: try another replica, or again later (server.limits.calls)", l.Calls)
 	}
 	if m.overload.Shed() {
 		m.calls.Leave()
 		leave(u)
-		return m.refuse(limitOverload, reasonOverloaded, later(), "this replica cannot keep up with its callers: try another replica, or again later")
+		return m.refuse(limitOverload, broker.ReasonCallerThrottled, later(), "this replica cannot keep up with its callers: try another replica, or again later")
 	}
 	c.waiter.gauge, c.waiter.peer = &m.calls, u
 	return nil

@@ -231,7 +231,7 @@ func TestCalls(t *testing.T) {
 	defer cancel()
 	for name, ctx := range map[string]context.Context{"no deadline": t.Context(), "5 s": within(t, 5*time.Second), "an hour": hour} {
 		for _, err := range []error{whoami(ctx, r.tokens()), second(open(ctx, r.dial(nil)))} {
-			wantThrottled(t, err, "BROKER_OVERLOADED", 500*time.Millisecond, 1500*time.Millisecond)
+			wantThrottled(t, err, "CALLER_THROTTLED", 500*time.Millisecond, 1500*time.Millisecond)
 			if text := detailsOf(err).text; !strings.Contains(text, "server.limits.calls") {
 				t.Errorf("%s: %s", name, text)
 			}
@@ -266,7 +266,7 @@ func TestHealthChecksAreBoundedApart(t *testing.T) {
 		}
 	}
 	_, err := health.Check(t.Context(), &healthpb.HealthCheckRequest{})
-	wantThrottled(t, err, "BROKER_OVERLOADED", 500*time.Millisecond, 1500*time.Millisecond)
+	wantThrottled(t, err, "CALLER_THROTTLED", 500*time.Millisecond, 1500*time.Millisecond)
 	if err := whoami(t.Context(), pb.NewTokenBrokerClient(conn)); err != nil {
 		t.Errorf("a call: %v", err)
 	}
@@ -281,7 +281,7 @@ func TestLimitsChangeUnderARunningServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := m.tokens("b")
-	wantThrottled(t, whoami(t.Context(), b), "BROKER_OVERLOADED", 500*time.Millisecond, 1500*time.Millisecond)
+	wantThrottled(t, whoami(t.Context(), b), "CALLER_THROTTLED", 500*time.Millisecond, 1500*time.Millisecond)
 	m.service.SetLimits(admission.Limits{CallerRate: 1})
 	for i := range 3 {
 		if err := whoami(t.Context(), b); (err == nil) != (i < 2) {
@@ -710,7 +710,7 @@ func TestOverload(t *testing.T) {
 		if err == nil {
 			return false
 		}
-		wantThrottled(t, err, "BROKER_OVERLOADED", 500*time.Millisecond, 1500*time.Millisecond)
+		wantThrottled(t, err, "CALLER_THROTTLED", 500*time.Millisecond, 1500*time.Millisecond)
 		return true
 	})
 	if _, err := health.Check(t.Context(), &healthpb.HealthCheckRequest{}); err != nil {
