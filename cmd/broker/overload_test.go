@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -122,9 +123,12 @@ func press(t *testing.T, address string, callers int, d time.Duration) load {
 // With more callers than one processor can serve, those that are let in are
 // served soon and the others know at once. Without limits all are late.
 func TestOverloadIsAnsweredEarly(t *testing.T) {
-	const callers = 3000 // thirty times as many as are let in
+	const callers = 5000 // ten times as many as are let in
 	run := func(calls string) load {
-		p := start(t, newStage(t).limited(t, "connection_streams: 100000, calls: "+calls), "GOMAXPROCS=1")
+		s := newStage(t)
+		config := s.limited(t, "connection_streams: 100000, calls: "+calls)
+		s.write("config.yaml", strings.Replace(read(t, config), "level: debug", "level: info", 1))
+		p := start(t, config, "GOMAXPROCS=1")
 		if got := command(t, "token", "invoices", "--address", p.address); got.status != 0 {
 			t.Fatalf("%+v", got)
 		}
@@ -133,7 +137,7 @@ func TestOverloadIsAnsweredEarly(t *testing.T) {
 		p.stop()
 		return l
 	}
-	off, on := run("1000000"), run("100")
+	off, on := run("1000000"), run("500")
 	if on.served > off.served/2 || on.told > off.served/2 {
 		t.Errorf("with limits: %s; without: %s", on, off)
 	}
