@@ -164,7 +164,7 @@ func (m *limiter) arrived(c *call) *refusal {
 		// The identity of a call that claims none by its headers is that of
 		// its connection. Whoever asks too often is told so with all that a
 		// client can use, at the end of its call; who does not listen gets a
-		// short answer, for a third of the work.
+		// short answer, before anything is set aside.
 		if c.claimsNothing() {
 			if wait := u.Wait(l.CallerRate); wait > 0 && u.Refusals.Take(l.CallerRate) > 0 {
 				return m.tooOften(c.peer, l.CallerRate, wait)

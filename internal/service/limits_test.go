@@ -200,10 +200,14 @@ func TestCallerCalls(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, call := range []error{m.hold(ctx, m.tokens("greedy")), whoami(t.Context(), m.tokens("greedy"))} {
+	// They have arrived; soon they are known to be of this caller.
+	greedy := m.tokens("greedy")
+	eventually(t, "a third call is refused", func() bool { return whoami(t.Context(), greedy) != nil })
+	_, issue := m.tokens("greedy").IssueToken(within(t, 20*time.Second), &pb.IssueTokenRequest{Profile: "invoices"})
+	for _, call := range []error{issue, whoami(t.Context(), m.tokens("greedy"))} {
 		wantThrottled(t, call, "CALLER_THROTTLED", 500*time.Millisecond, 1500*time.Millisecond)
 	}
-	if err := m.hold(ctx, m.tokens("modest")); err != nil {
+	if err := whoami(t.Context(), m.tokens("modest")); err != nil {
 		t.Errorf("another caller: %v", err)
 	}
 	leave()
@@ -290,6 +294,7 @@ func TestLimitsChangeUnderARunningServer(t *testing.T) {
 	}
 	m.service.SetLimits(admission.Limits{CallerRate: 1000, CallerCalls: 1})
 	eventually(t, "b is let in", func() bool { return whoami(t.Context(), b) == nil })
+	eventually(t, "a's call is known to be its", func() bool { return whoami(t.Context(), m.tokens("a")) != nil })
 	wantThrottled(t, whoami(t.Context(), m.tokens("a")), "CALLER_THROTTLED", 500*time.Millisecond, 1500*time.Millisecond)
 	m.service.SetLimits(admission.Limits{Connections: 1})
 	err := whoami(within(t, 20*time.Second), m.tokens("c"))
