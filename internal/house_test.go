@@ -46,6 +46,7 @@ func TestWhoMayKnowWhom(t *testing.T) {
 		"cmd/broker":                     nil, // everything
 		"conformance":                    {},
 		"internal/access":                {},
+		"internal/admission":             {},
 		"internal/audit":                 {},
 		"internal/broker":                {},
 		"internal/oauth":                 {"internal/broker"},
@@ -54,13 +55,14 @@ func TestWhoMayKnowWhom(t *testing.T) {
 		"internal/vantage":               {"internal/broker", "internal/oauth"},
 		"internal/vantage/sandbox":       {},
 		"internal/secureauth":            {"internal/broker", "internal/oauth"},
-		"internal/config":                {"internal/access", "internal/audit", "internal/broker", "internal/oauth", "internal/secureauth", "internal/serviceaccount", "internal/store", "internal/vantage", "gen/tokenbroker/config/v1"},
-		"internal/service":               {"internal/access", "internal/audit", "internal/broker", "gen/tokenbroker/v1"},
+		"internal/config":                {"internal/access", "internal/admission", "internal/audit", "internal/broker", "internal/oauth", "internal/secureauth", "internal/serviceaccount", "internal/store", "internal/vantage", "gen/tokenbroker/config/v1"},
+		"internal/service":               {"internal/access", "internal/admission", "internal/audit", "internal/broker", "gen/tokenbroker/v1"},
 		"internal/serviceaccount":        {"internal/access", "internal/broker", "internal/oauth"},
 		"internal/testca":                {},
 		"internal/workload":              {},
 		"internal/workload/workloadtest": {"internal/testca"},
 		"internal/testclock":             {},
+		"internal/testh2":                {},
 		"internal/testproc":              {},
 		"internal/testredis":             {"internal/testca", "internal/testproc"},
 		"internal/faultproxy":            {"internal/testproc"},
@@ -103,7 +105,7 @@ func TestWhoMayKnowWhichLibrary(t *testing.T) {
 		"github.com/prometheus":      {"internal/console", "internal/service", "cmd/broker"},
 		"github.com/chromedp":        {}, // tests only
 		"github.com/spiffe":          {"internal/access", "internal/workload", "internal/workload/workloadtest"},
-		"crypto/tls":                 {"internal/testca", "internal/testredis", "internal/oauth", "internal/serviceaccount", "internal/store", "internal/config", "internal/service", "internal/workload", "internal/workload/workloadtest", "cmd/broker"},
+		"crypto/tls":                 {"internal/testca", "internal/testh2", "internal/testredis", "internal/oauth", "internal/serviceaccount", "internal/store", "internal/config", "internal/service", "internal/workload", "internal/workload/workloadtest", "cmd/broker"},
 	} {
 		for _, p := range packages(t) {
 			for _, i := range p.Imports {

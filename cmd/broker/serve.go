@@ -80,7 +80,7 @@ func serve(ctx context.Context, path string, stdout, stderr io.Writer) (err erro
 	var bearer atomic.Pointer[broker.Secret]
 	var operators atomic.Pointer[access.Revocations]
 	o := serverOptions{
-		log: log, reflection: c.Server.Reflection, store: c.Store, audit: records,
+		log: log, reflection: c.Server.Reflection, limits: c.Server.Limits, store: c.Store, audit: records,
 		admin: adminOptions{local: isLocal(c.Admin.Address), certificates: knowsOperators(c.Admin), revocations: operators.Load, url: c.Admin.URL},
 	}
 	if c.Server.TLS != nil {
@@ -120,6 +120,7 @@ func serve(ctx context.Context, path string, stdout, stderr io.Writer) (err erro
 		operators.Store(c.Admin.Revocations)
 		s.config.Store(c)
 		bearer.Store(&c.Admin.BearerToken)
+		s.service.SetLimits(c.Server.Limits)
 		if c.Store != nil {
 			s.redis.Use(c.Store.Access)
 		}
@@ -268,6 +269,11 @@ func (r *reloader) fits(next *config.Config) error {
 		{"server.tls", (was.Server.TLS == nil) != (is.Server.TLS == nil)},
 		{"server.tls.workload_api", apiOf(was) != apiOf(is)},
 		{"server.reflection", was.Server.Reflection != is.Server.Reflection},
+		{"server.limits.connection_streams", was.Server.Limits.ConnectionStreams != is.Server.Limits.ConnectionStreams},
+		{"server.limits.connection_age", was.Server.Limits.ConnectionAge != is.Server.Limits.ConnectionAge},
+		{"server.limits.connection_age_grace", was.Server.Limits.ConnectionAgeGrace != is.Server.Limits.ConnectionAgeGrace},
+		{"server.limits.ping_interval", was.Server.Limits.PingInterval != is.Server.Limits.PingInterval},
+		{"server.limits.header_size", was.Server.Limits.HeaderSize != is.Server.Limits.HeaderSize},
 		{"admin.address", was.Admin.Address != is.Admin.Address},
 		{"admin.tls", (was.Admin.TLS == nil) != (is.Admin.TLS == nil)},
 		{"admin.tls.client_ca", knowsOperators(was.Admin) != knowsOperators(is.Admin)},

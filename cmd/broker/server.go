@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/tokenbroker/tokenbroker/internal/access"
+	"github.com/tokenbroker/tokenbroker/internal/admission"
 	"github.com/tokenbroker/tokenbroker/internal/audit"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/config"
@@ -30,6 +31,10 @@ import (
 // drainTimeout is how long calls under way may take after a stop was asked for.
 // With what comes after them it stays below the 30 s that Kubernetes grants.
 const drainTimeout = 25 * time.Second
+
+// adminConnections bounds those to the admin address: some scrapers, probes and
+// browsers. Beyond it the oldest is closed, so that whoever comes is served.
+const adminConnections = 1000
 
 // server is one replica: the broker, its gRPC door and its admin door.
 type server struct {
@@ -51,6 +56,7 @@ type serverOptions struct {
 	tls        func() *tls.Config // nil: no TLS
 	workload   *workload.Source   // nil: certificates are files
 	reflection bool
+	limits     admission.Limits
 	store      *config.Store // nil: memory
 	audit      *audit.Log    // nil: none
 	admin      adminOptions
@@ -97,7 +103,7 @@ func newServer(o serverOptions) (*server, error) {
 	}
 	var err error
 	s.service, err = service.New(service.Options{
-		Broker: s.broker, Logger: o.log, Registerer: ours, TLS: o.tls, Reflection: o.reflection,
+		Broker: s.broker, Logger: o.log, Registerer: ours, TLS: o.tls, Reflection: o.reflection, Limits: o.limits,
 		Authorizer: s.access, Audit: s.audit,
 	})
 	if err != nil {
@@ -167,7 +173,7 @@ func (s *server) run(ctx context.Context, calls, admin net.Listener) error {
 		if s.admin.TLSConfig != nil {
 			serve = func(ln net.Listener) error { return s.admin.ServeTLS(ln, "", "") }
 		}
-		if err := serve(admin); !errors.Is(err, http.ErrServerClosed) {
+		if err := serve(admission.Limit(admin, adminConnections, nil)); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serving the admin address: %w", err)
 		}
 		return nil

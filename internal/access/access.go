@@ -97,6 +97,10 @@ type Caller struct {
 	// Expires is when the proof ends; zero if it does not.
 	Expires time.Time
 
+	// Usage is for the door to keep what it counts about the caller, beside the
+	// caller. This package does not look at it.
+	Usage atomic.Value
+
 	// granted caches what a policy says of the caller.
 	granted atomic.Pointer[grants]
 	// spoken caches what forwarders believe of the caller.

@@ -31,6 +31,7 @@ import (
 	"time"
 
 	"github.com/tokenbroker/tokenbroker/internal/access"
+	"github.com/tokenbroker/tokenbroker/internal/admission"
 	"github.com/tokenbroker/tokenbroker/internal/audit"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/oauth"
@@ -95,6 +96,8 @@ type Server struct {
 	Revocations *access.Revocations
 	// Reflection says whether the schema is served.
 	Reflection bool
+	// Limits bound what callers can make the server do.
+	Limits admission.Limits
 	// Forwarders are the proxies that are believed about who is behind them;
 	// nil is none.
 	Forwarders *access.Forwarders

@@ -15,13 +15,19 @@ import (
 	"time"
 
 	"github.com/tokenbroker/tokenbroker/internal/access"
+	"github.com/tokenbroker/tokenbroker/internal/admission"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/config"
 )
 
 func TestDefaults(t *testing.T) {
 	c := mustParse(t, minimal)
-	if want := (config.Server{Network: "tcp", Address: "127.0.0.1:7443"}); !reflect.DeepEqual(c.Server, want) {
+	limits := admission.Limits{
+		CallerRate: 5000, CallerCalls: 10_000, Calls: 20_000, Connections: 10_000, ConnectionStreams: 250,
+		ConnectionAge: 5 * time.Minute, ConnectionAgeGrace: 30 * time.Second, PingInterval: 10 * time.Second,
+		Deadline: time.Minute, HeaderSize: 32_768,
+	}
+	if want := (config.Server{Network: "tcp", Address: "127.0.0.1:7443", Limits: limits}); !reflect.DeepEqual(c.Server, want) {
 		t.Errorf("got server %+v, want %+v", c.Server, want)
 	}
 	if c.Admin.Address != "127.0.0.1:7444" {
@@ -276,8 +282,8 @@ func TestAddresses(t *testing.T) {
 		"unix:///run/b.sock": {Network: "unix", Address: "/run/b.sock"},
 		"unix:b.sock":        {Network: "unix", Address: "/nowhere/b.sock"},
 	} {
-		if c := mustParse(t, minimal+"server: {address: "+address+"}\n"); !reflect.DeepEqual(c.Server, want) {
-			t.Errorf("%s: got %+v, want %+v", address, c.Server, want)
+		if c := mustParse(t, minimal+"server: {address: "+address+"}\n").Server; c.Network != want.Network || c.Address != want.Address {
+			t.Errorf("%s: got %+v, want %+v", address, c, want)
 		}
 	}
 	if c := mustParse(t, minimal+"admin: {address: 0.0.0.0:7444}\n"); c.Admin.Address != "0.0.0.0:7444" {

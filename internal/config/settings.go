@@ -30,7 +30,10 @@ const (
 )
 
 func (l *load) server(message *configv1.Server) Server {
-	s := Server{Network: "tcp", Address: cmp.Or(message.GetAddress(), defaultServerAddress), Reflection: message.GetReflection(), Forwarders: l.forwarders(message)}
+	s := Server{
+		Network: "tcp", Address: cmp.Or(message.GetAddress(), defaultServerAddress), Reflection: message.GetReflection(),
+		Forwarders: l.forwarders(message), Limits: limits(message.GetLimits()),
+	}
 	if message.GetTls() != nil {
 		l.serverTLS(&s, message.GetTls())
 	}

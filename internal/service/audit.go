@@ -39,8 +39,8 @@ func (s *Service) reserve(ctx context.Context) error {
 // refused before it could.
 func (s *Service) record(ctx context.Context, method, outcome string) {
 	c := callFrom(ctx)
-	if c == nil || s.audit == nil || isHealth(method) || c.outcome.operation == 0 && outcome == "ok" {
-		return // nothing was decided: WhoAmI, health, reflection
+	if c == nil || s.audit == nil || isHealth(method) || c.throttled || c.outcome.operation == 0 && outcome == "ok" {
+		return // nothing was decided: WhoAmI, health, reflection, calls beyond a limit
 	}
 	o := &c.outcome
 	e := audit.Event{

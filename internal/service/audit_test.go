@@ -433,9 +433,8 @@ func TestEveryTokenHasALine(t *testing.T) {
 // Who does not come as far as a call is counted, and told of now and then.
 func TestFailedHandshakes(t *testing.T) {
 	a, other := testca.New(t), testca.New(t)
-	registry := prometheus.NewRegistry()
 	var late atomic.Bool
-	r := newRig(t, rigOptions{registerer: registry, tls: func() *tls.Config {
+	r := newRig(t, rigOptions{tls: func() *tls.Config {
 		c := serverOf(a)
 		if late.Load() {
 			c.Time = func() time.Time { return time.Now().Add(24 * time.Hour) }

@@ -49,7 +49,7 @@ func TestBadInput(t *testing.T) {
 	text := func(field protowire.Number, s string) []byte {
 		return protowire.AppendString(protowire.AppendTag(nil, field, protowire.BytesType), s)
 	}
-	five := strings.Repeat("a", 5<<20)
+	large := strings.Repeat("a", 300<<10)
 
 	for name, c := range map[string]struct {
 		err    error
@@ -58,7 +58,7 @@ func TestBadInput(t *testing.T) {
 	}{
 		"no profile":                   {issue(&pb.IssueTokenRequest{}), "INVALID_REQUEST", "profile"},
 		"a profile name with a slash":  {issue(&pb.IssueTokenRequest{Profile: "a/b"}), "INVALID_REQUEST", "profile"},
-		"a request of 5 MB":            {issue(&pb.IssueTokenRequest{Profile: five}), "INVALID_REQUEST", ""},
+		"a request of 300 KiB":         {issue(&pb.IssueTokenRequest{Profile: large}), "INVALID_REQUEST", ""},
 		"an unknown scope":             {issue(&pb.IssueTokenRequest{Profile: "invoices", Scopes: []string{"everything"}}), "INVALID_REQUEST", "scopes"},
 		"a scope with a space":         {issue(&pb.IssueTokenRequest{Profile: "invoices", Scopes: []string{"openid permissions"}}), "INVALID_REQUEST", "scopes[0]"},
 		"a scope twice":                {issue(&pb.IssueTokenRequest{Profile: "invoices", Scopes: []string{"openid", "openid"}}), "INVALID_REQUEST", "scopes"},
@@ -91,8 +91,8 @@ func TestBadInput(t *testing.T) {
 
 	_, err := tokens.IssueToken(ctx, &pb.IssueTokenRequest{Profile: "nothing"})
 	wantFailure(t, err, codes.PermissionDenied, "CALLER_DENIED", "nothing")
-	if d := detailsOf(issue(&pb.IssueTokenRequest{Profile: strings.Repeat("a", 7<<20)})); d.code != codes.ResourceExhausted {
-		t.Errorf("a request of 7 MB: %v", d.code)
+	if d := detailsOf(issue(&pb.IssueTokenRequest{Profile: strings.Repeat("a", 5<<20)})); d.code != codes.ResourceExhausted {
+		t.Errorf("a request of 5 MB: %v", d.code)
 	}
 	r.wantRequests(0)
 	if _, err := tokens.IssueToken(ctx, &pb.IssueTokenRequest{Profile: "invoices"}); err != nil {
@@ -246,4 +246,21 @@ func TestRequestIDOfAnErrorIsTheOneInTheLog(t *testing.T) {
 			t.Errorf("%s: the log does not have request %q", name, id)
 		}
 	}
+}
+
+// The largest valid request for a token is read, with room to spare.
+func TestLargestRequestIsRead(t *testing.T) {
+	r := newRig(t, rigOptions{})
+	q := &pb.RefreshTokenRequest{
+		Profile: strings.Repeat("a", 64), Scopes: many(100), MinLifetime: durationpb.New(time.Hour),
+		RejectedTokenId: "0123456789abcdef", Job: &pb.Job{Id: strings.Repeat("j", 128)},
+	}
+	for i := range q.Scopes {
+		q.Scopes[i] += strings.Repeat("s", 256-len(q.Scopes[i]))
+	}
+	if size := proto.Size(q); size < 26_000 || size > 256<<10/9 {
+		t.Errorf("it has %d bytes", size)
+	}
+	_, err := pb.NewTokenBrokerClient(r.dial(nil)).RefreshToken(t.Context(), q)
+	wantFailure(t, err, codes.PermissionDenied, "CALLER_DENIED", q.Profile)
 }

@@ -39,7 +39,7 @@ func called(ctx context.Context) context.Context {
 }
 
 // newBench returns a service that writes an audit log if there is one.
-func newBench(b *testing.B, log *audit.Log) *Service {
+func newBench(b testing.TB, log *audit.Log) *Service {
 	b.Helper()
 	br := broker.New(store.NewMemory(), broker.Options{})
 	b.Cleanup(br.Close)
@@ -93,7 +93,10 @@ func BenchmarkIssueTokenAudited(b *testing.B) {
 
 func benchmarkIssue(b *testing.B, log *audit.Log) {
 	s := newBench(b, log)
-	ctx := called(b.Context())
+	// With a deadline, as callers should have one: grpc-go pays for its timer,
+	// and the server needs none.
+	ctx, cancel := context.WithTimeout(called(b.Context()), 50*time.Second)
+	defer cancel()
 	t := &tokenBroker{Service: s}
 	handler := func(ctx context.Context, r any) (any, error) { return t.IssueToken(ctx, r.(*pb.IssueTokenRequest)) }
 	info := &grpc.UnaryServerInfo{FullMethod: pb.TokenBroker_IssueToken_FullMethodName}
@@ -147,11 +150,39 @@ func benchmarkIssue(b *testing.B, log *audit.Log) {
 	}
 }
 
+// BenchmarkDeadline is what a call costs on arrival that has no deadline of its
+// own: the server's, with its timer.
+func BenchmarkDeadline(b *testing.B) {
+	s := newBench(b, nil)
+	info := &tap.Info{FullMethodName: pb.TokenBroker_IssueToken_FullMethodName, Header: headers}
+	for name, with := range map[string]func(context.Context) (context.Context, context.CancelFunc){
+		"caller's": func(ctx context.Context) (context.Context, context.CancelFunc) {
+			return context.WithTimeout(ctx, 50*time.Second)
+		},
+		"server's": context.WithCancel,
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				stream, end := with(called(context.Background()))
+				ctx, err := s.arrive(stream, info)
+				if err != nil {
+					b.Fatal(err)
+				}
+				c := callFrom(ctx)
+				c.begin()
+				c.end()
+				end()
+			}
+		})
+	}
+}
+
 // BenchmarkMarshal is what any gRPC server pays for this response, to compare.
 func BenchmarkMarshal(b *testing.B) {
 	s := newBench(b, nil)
 	ctx, _ := s.arrive(called(b.Context()), &tap.Info{Header: headers})
-	if err := s.enter(ctx); err != nil {
+	if err := s.enter(ctx, pb.TokenBroker_IssueToken_FullMethodName); err != nil {
 		b.Fatal(err)
 	}
 	r, err := (&tokenBroker{Service: s}).IssueToken(ctx, &pb.IssueTokenRequest{Profile: "invoices"})

@@ -5,11 +5,14 @@ import (
 	"crypto/rand"
 	"net"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/tap"
 
 	"github.com/tokenbroker/tokenbroker/internal/access"
+	"github.com/tokenbroker/tokenbroker/internal/admission"
 	"github.com/tokenbroker/tokenbroker/internal/audit"
 )
 
@@ -51,6 +54,20 @@ type call struct {
 	outcome outcome
 	// place that the audit log keeps for it, if it does; see reserve.
 	place audit.Place
+
+	method  *method          // nil: there is no such method
+	waiter  waiter           // its place among the calls that have arrived
+	counted *admission.Usage // that counts it as under way; nil if none does
+	// refused is why the call is not let in, if it could not be told on arrival.
+	refused *refusal
+	// throttled says that a limit ended the call, before anything was decided.
+	throttled bool
+	// cancel ends the call's own deadline; nil if it has none.
+	cancel context.CancelFunc
+	// late ends a stream whose request does not come, and says so in lapsed; nil
+	// for others.
+	late   *time.Timer
+	lapsed atomic.Bool
 }
 
 // outcome is what came of a call.
@@ -74,6 +91,15 @@ func (c *call) Value(key any) any {
 	return c.Context.Value(key)
 }
 
+// Err implements context.Context.
+func (c *call) Err() error {
+	err := c.Context.Err()
+	if err != nil && c.lapsed.Load() {
+		return context.DeadlineExceeded // it is no caller who has cancelled it
+	}
+	return err
+}
+
 // callFrom returns the call that ctx belongs to.
 func callFrom(ctx context.Context) *call {
 	c, _ := ctx.Value(callKey{}).(*call)
@@ -90,12 +116,58 @@ func (s *Service) arrive(ctx context.Context, info *tap.Info) (context.Context, 
 		envoy:         h[access.EnvoyHeader],
 		linkerd:       h[access.LinkerdHeader],
 		trace:         traceID(h[traceHeader]),
+		method:        s.methods[info.FullMethodName],
 	}
 	c.peer, c.certified = other(ctx)
 	if ids := h[requestIDHeader]; len(ids) == 1 && harmless(ids[0]) {
 		c.id = ids[0]
 	}
+	if c.method == nil || ctx.Err() != nil {
+		return c, nil // answered at once, whatever follows
+	}
+	if r := s.limiter.arrived(c); r != nil {
+		deadline, ok := ctx.Deadline()
+		if !ok || time.Until(deadline) <= earlyDeadline {
+			return nil, s.turnAway(c, info.FullMethodName, r)
+		}
+		c.refused = r
+	}
+	s.hurry(c)
+	if c.refused == nil {
+		s.limiter.room.wait(c)
+	}
 	return c, nil
+}
+
+// turnAway is what a call gets that is refused on arrival.
+func (s *Service) turnAway(c *call, method string, r *refusal) error {
+	id := requestID(c)
+	st := statusOf(failure{cause: r.cause}, id)
+	s.logFailure(c, method, id, st, nil)
+	return st.Err()
+}
+
+// hurry gives a call the deadline that the server sets, if its caller's is not
+// sooner. It holds for the message, too, however slowly it comes. The timer
+// costs what grpc-go pays for a deadline of the caller's; the end of the stream
+// ends it.
+func (s *Service) hurry(c *call) {
+	longest := c.method.longest(s.limiter.limits.Load().Deadline)
+	switch {
+	case c.refused != nil:
+		longest = lateMessage
+	case c.method.stream:
+		// Only its request has a time: what may come after has none.
+		c.Context, c.cancel = context.WithCancel(c.Context)
+		c.late = time.AfterFunc(firstMessage, func() {
+			c.lapsed.Store(true)
+			c.cancel()
+		})
+		return
+	}
+	if deadline, ok := c.Deadline(); !ok || time.Until(deadline) > longest {
+		c.Context, c.cancel = context.WithTimeout(c.Context, longest)
+	}
 }
 
 // other is the other end of the call's connection.

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/credentials"
 
 	"github.com/tokenbroker/tokenbroker/internal/access"
+	"github.com/tokenbroker/tokenbroker/internal/admission"
 )
 
 // newCredentials returns how the server meets its callers.
@@ -46,11 +47,20 @@ func (c tlsCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.Aut
 		found.certified = &certified{chains: chains, ends: access.End(chains)}
 		found.caller, found.certified.nobody = access.IdentifyVerified(chains)
 	}
+	proven(raw)
 	return conn, found, nil
 }
 
 func (c tlsCredentials) Clone() credentials.TransportCredentials {
 	return tlsCredentials{c.TransportCredentials.Clone()}
+}
+
+// proven tells the listener that a connection belongs to somebody. What follows
+// of the handshake, HTTP/2's own, has a timeout.
+func proven(raw net.Conn) {
+	if c, ok := raw.(*admission.Conn); ok {
+		c.Proven()
+	}
 }
 
 // localCredentials accept callers without TLS from this machine only, whatever
@@ -73,11 +83,13 @@ func (localCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.Au
 		if err != nil {
 			return nil, nil, fmt.Errorf("asking the kernel who is at the other end of a unix socket: %w", err)
 		}
+		proven(conn)
 		return conn, localInfo{common(credentials.PrivacyAndIntegrity), caller}, nil
 	case *net.TCPAddr:
 		if !remote.IP.IsLoopback() {
 			return nil, nil, fmt.Errorf("%w, not %s", errNotLocal, remote.IP)
 		}
+		proven(conn)
 		return conn, localInfo{common(credentials.NoSecurity), &access.Caller{Name: access.Anonymous, Proof: access.Loopback}}, nil
 	}
 	return nil, nil, errNotLocal

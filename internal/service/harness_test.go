@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/tokenbroker/tokenbroker/internal/access"
+	"github.com/tokenbroker/tokenbroker/internal/admission"
 	"github.com/tokenbroker/tokenbroker/internal/audit"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/oauth"
@@ -35,7 +36,7 @@ import (
 
 // rig is a broker in front of a stand-in Vantage, both on real sockets.
 type rig struct {
-	t       *testing.T
+	t       testing.TB
 	vantage *sandbox.Server
 	url     string
 	broker  *broker.Broker
@@ -43,6 +44,7 @@ type rig struct {
 	access  *access.Authorizer
 	address string
 	log     *logBuffer
+	metrics *prometheus.Registry
 }
 
 type rigOptions struct {
@@ -53,13 +55,13 @@ type rigOptions struct {
 	change func(*vantage.Config)
 	more   []string // further profiles, of the same client
 	audit  *audit.Log
-	// registerer of the metrics; nil leaves them out.
-	registerer prometheus.Registerer
+	limits admission.Limits
+	wait   time.Duration // see service.Options.LongestWait
 }
 
-func newRig(t *testing.T, o rigOptions) *rig {
+func newRig(t testing.TB, o rigOptions) *rig {
 	t.Helper()
-	r := &rig{t: t, log: &logBuffer{}, access: access.NewAuthorizer()}
+	r := &rig{t: t, log: &logBuffer{}, access: access.NewAuthorizer(), metrics: prometheus.NewRegistry()}
 	var err error
 	if r.vantage, err = sandbox.New(sandbox.Options{}); err != nil {
 		t.Fatal(err)
@@ -69,7 +71,10 @@ func newRig(t *testing.T, o rigOptions) *rig {
 	log := slog.New(slog.NewJSONHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	r.broker = broker.New(store.NewMemory(), broker.Options{Logger: log})
 	r.configure(o.change, o.more...)
-	r.service, err = service.New(service.Options{Broker: r.broker, Logger: log, TLS: o.tls, Reflection: true, Authorizer: r.access, Audit: o.audit, Registerer: o.registerer})
+	r.service, err = service.New(service.Options{
+		Broker: r.broker, Logger: log, TLS: o.tls, Reflection: true, Authorizer: r.access, Audit: o.audit,
+		Limits: o.limits, LongestWait: o.wait, Registerer: r.metrics,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -174,7 +179,7 @@ func (r *rig) fault(f ...sandbox.Fault) {
 }
 
 // eventually polls until the condition holds.
-func eventually(t *testing.T, what string, condition func() bool) {
+func eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); !condition(); {
 		if time.Now().After(deadline) {
@@ -212,7 +217,7 @@ func detailsOf(err error) detail {
 }
 
 // wantFailure checks an error's code, reason and profile.
-func wantFailure(t *testing.T, err error, code codes.Code, reason, profile string) detail {
+func wantFailure(t testing.TB, err error, code codes.Code, reason, profile string) detail {
 	t.Helper()
 	d := detailsOf(err)
 	if d.code != code || d.info.Reason != reason || d.info.Metadata["profile"] != profile {

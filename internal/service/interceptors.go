@@ -32,6 +32,10 @@ var requests = []proto.Message{
 // explain turns errors into statuses with details, and tells the log and the
 // audit log how calls end.
 func (s *Service) explain(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	if c := callFrom(ctx); c != nil {
+		c.begin()
+		defer c.end()
+	}
 	response, err := handler(ctx, request)
 	if err != nil {
 		return nil, s.end(ctx, info.FullMethod, err)
@@ -40,6 +44,10 @@ func (s *Service) explain(ctx context.Context, request any, info *grpc.UnaryServ
 }
 
 func (s *Service) explainStream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	if c := callFrom(stream.Context()); c != nil {
+		c.begin()
+		defer c.end()
+	}
 	return s.end(stream.Context(), info.FullMethod, handler(server, stream))
 }
 
@@ -113,30 +121,38 @@ func (s *Service) whyDenied(c *call) string {
 // everybody may know, and those who ask for it often cannot prove anything;
 // whether they may connect at all is the handshake's matter.
 func (s *Service) admit(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	if !isHealth(info.FullMethod) {
-		if err := s.enter(ctx); err != nil {
-			return nil, err
-		}
+	if err := s.enter(ctx, info.FullMethod); err != nil {
+		return nil, err
 	}
 	return handler(ctx, request)
 }
 
 func (s *Service) admitStream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	if !isHealth(info.FullMethod) {
-		if err := s.enter(stream.Context()); err != nil {
-			return err
-		}
+	if err := s.enter(stream.Context(), info.FullMethod); err != nil {
+		return err
 	}
 	return handler(server, stream)
 }
 
 // enter is the door itself.
-func (s *Service) enter(ctx context.Context) error {
+func (s *Service) enter(ctx context.Context, method string) error {
 	c := callFrom(ctx)
 	if c == nil {
 		return errCallerUnknown
 	}
-	return s.identify(c)
+	if c.refused != nil {
+		return c.refused.error(ctx, c)
+	}
+	if isHealth(method) {
+		return nil
+	}
+	if err := s.identify(c); err != nil {
+		return err
+	}
+	if r := s.limiter.entered(c); r != nil {
+		return r.error(ctx, c)
+	}
+	return nil
 }
 
 func isHealth(method string) bool { return strings.HasPrefix(method, "/grpc.health.v1.Health/") }
@@ -160,7 +176,11 @@ type validStream struct {
 }
 
 func (v validStream) RecvMsg(m any) error {
-	if err := v.ServerStream.RecvMsg(m); err != nil {
+	err := v.ServerStream.RecvMsg(m)
+	if c := callFrom(v.Context()); c != nil && c.late != nil {
+		c.late.Stop()
+	}
+	if err != nil {
 		return err
 	}
 	return v.service.checkOurs(m)

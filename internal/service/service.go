@@ -1,8 +1,9 @@
 // Package service is the gRPC door: the services TokenBroker and ProfileAdmin,
 // who is calling, whether they may, and how failures look from outside.
 //
-// A call passes, in this order: recovery from panics, metrics, the log of
-// failures and the audit log, identity, validation of the request, and then the
+// A call that arrives is held to the limits before anything is set aside for it.
+// Then it passes, in this order: recovery from panics, metrics, the log of
+// failures and the audit log, identity and the caller's limits, validation of the request, and then the
 // handler, which asks the policy before it asks the broker. The identity of a
 // connection is worked out once, in the handshake. Default deny: what no rule allows is
 // refused, and a caller that is refused cannot tell whether the profile exists.
@@ -11,11 +12,13 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -32,26 +35,16 @@ import (
 	"google.golang.org/grpc/reflection"
 
 	"github.com/tokenbroker/tokenbroker/internal/access"
+	"github.com/tokenbroker/tokenbroker/internal/admission"
 	"github.com/tokenbroker/tokenbroker/internal/audit"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 
 	pb "github.com/tokenbroker/tokenbroker/gen/tokenbroker/v1"
 )
 
-const (
-	// maxHeaders bounds a request's metadata.
-	maxHeaders = 32 << 10
-	// maxStreams bounds the calls under way per connection; more wait at the
-	// client.
-	maxStreams = 250
-	// connectionAge spreads callers over replicas behind balancers that
-	// choose once per connection, and bounds how long a certificate that
-	// has ended is believed.
-	connectionAge      = 5 * time.Minute
-	connectionAgeGrace = 30 * time.Second
-	// leastPing tolerates the keepalive settings of common clients.
-	leastPing = 10 * time.Second
-)
+// handshakeTime bounds the time from a connection's first byte to its first
+// settings of HTTP/2.
+const handshakeTime = 10 * time.Second
 
 // Options of a Service.
 type Options struct {
@@ -68,6 +61,12 @@ type Options struct {
 	Reflection bool
 	// Authorizer decides what callers may do. Never nil.
 	Authorizer *access.Authorizer
+	// Limits bound what callers can make the server do; zero fields are the
+	// defaults.
+	Limits admission.Limits
+	// LongestWait is how long most goroutines may wait for a processor before
+	// new calls are turned away; zero is admission.DefaultWait.
+	LongestWait time.Duration
 	// Audit gets one event per decision; nil is nobody.
 	Audit *audit.Log
 }
@@ -83,6 +82,10 @@ type Service struct {
 	trust     atomic.Pointer[Trust]
 	audit     *audit.Log
 	calls     lastCalls
+	limiter   *limiter
+	// longestWait for a processor; see Options.
+	longestWait time.Duration
+	methods     map[string]*method // by full name; not changed after it is made
 
 	// leaving is closed when streams must end.
 	leaving  chan struct{}
@@ -95,7 +98,7 @@ func New(o Options) (*Service, error) {
 	if err != nil {
 		return nil, fmt.Errorf("compiling the rules of requests: %w", err)
 	}
-	s := &Service{broker: o.Broker, log: o.Logger, validator: validator, health: health.NewServer(), access: o.Authorizer, audit: o.Audit, leaving: make(chan struct{})}
+	s := &Service{broker: o.Broker, log: o.Logger, validator: validator, health: health.NewServer(), access: o.Authorizer, audit: o.Audit, limiter: newLimiter(o.Limits), longestWait: cmp.Or(o.LongestWait, admission.DefaultWait), leaving: make(chan struct{})}
 
 	s.SetTrust(Trust{})
 
@@ -111,9 +114,15 @@ func New(o Options) (*Service, error) {
 		if err := errors.Join(o.Registerer.Register(metrics), o.Registerer.Register(handshakes.failed)); err != nil {
 			return nil, fmt.Errorf("registering the metrics of calls: %w", err)
 		}
+		for _, c := range s.limiter.metrics {
+			if err := o.Registerer.Register(c); err != nil {
+				return nil, fmt.Errorf("registering the metrics of limits: %w", err)
+			}
+		}
 		chain = append(chain, metrics.UnaryServerInterceptor())
 		streams = append(streams, metrics.StreamServerInterceptor())
 	}
+	limits := o.Limits.WithDefaults()
 	s.Server = grpc.NewServer(
 		grpc.Creds(heard{newCredentials(o.TLS), handshakes}),
 		grpc.InTapHandle(s.arrive),
@@ -121,11 +130,14 @@ func New(o Options) (*Service, error) {
 		grpc.ChainStreamInterceptor(append(streams, s.explainStream, guardStream, s.admitStream, s.validateStream)...),
 		grpc.MaxRecvMsgSize(largestReceived),
 		grpc.ForceServerCodecV2(newCodec()),
-		grpc.MaxHeaderListSize(maxHeaders),
-		grpc.MaxConcurrentStreams(maxStreams),
-		grpc.ConnectionTimeout(10*time.Second),
-		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAge: connectionAge, MaxConnectionAgeGrace: connectionAgeGrace}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: leastPing, PermitWithoutStream: true}),
+		grpc.MaxHeaderListSize(uint32(limits.HeaderSize)),
+		grpc.MaxConcurrentStreams(uint32(limits.ConnectionStreams)),
+		grpc.ConnectionTimeout(handshakeTime),
+		// Calls are small, connections many: with these, one takes two thirds of
+		// the memory that grpc-go's defaults take, and calls cost no more.
+		grpc.ReadBufferSize(8<<10), grpc.WriteBufferSize(8<<10),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAge: limits.ConnectionAge, MaxConnectionAgeGrace: limits.ConnectionAgeGrace}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: limits.PingInterval, PermitWithoutStream: true}),
 	)
 	pb.RegisterTokenBrokerServer(s.Server, &tokenBroker{Service: s})
 	pb.RegisterProfileAdminServer(s.Server, &profileAdmin{Service: s})
@@ -136,7 +148,27 @@ func New(o Options) (*Service, error) {
 	if o.Reflection {
 		reflection.Register(s.Server)
 	}
+	s.methods = methodsOf(s.Server)
 	return s, nil
+}
+
+// Serve accepts connections until the server stops. It is called once.
+func (s *Service) Serve(ln net.Listener) error {
+	limited := admission.Limit(ln, s.limiter.limits.Load().Connections, func() { s.limiter.count(limitConnections) })
+	s.limiter.mu.Lock()
+	s.limiter.listener = limited
+	limited.SetMost(s.limiter.limits.Load().Connections) // as it is by now
+	s.limiter.mu.Unlock()
+	ctx, stop := context.WithCancel(context.Background())
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		s.watch(ctx)
+	}()
+	err := s.Server.Serve(limited)
+	stop()
+	<-watched
+	return err
 }
 
 // Drain tells health checks that this replica is leaving.
