@@ -493,7 +493,9 @@ func TestDeployedExample(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			directory := t.TempDir()
-			text, environment := inFiles(t, directory, test.text, "vantage-invoices", "vantage-us-new", "vantage-us-old", "vantage-renewed", "redis", "ops", "console-token")
+			const account = "/var/run/secrets/kubernetes.io/serviceaccount/"
+			inCluster := strings.NewReplacer(account+"ca.crt", "/etc/broker/ca.crt", account+"token", "/run/secrets/redis").Replace(test.text)
+			text, environment := inFiles(t, directory, inCluster, "vantage-invoices", "vantage-us-new", "vantage-us-old", "vantage-renewed", "redis", "ops", "console-token")
 			copyFile(t, directory, "tls.key", "payments.key")
 			copyFile(t, directory, "tls.crt", "payments.crt")
 			c, err := config.Load(write(t, filepath.Join(directory, "broker.yaml"), text), environment)
@@ -510,7 +512,7 @@ func TestDeployedExample(t *testing.T) {
 				t.Errorf("got %d warnings, want %d", len(c.Warnings), test.passwords)
 			}
 			equal(t, namesOf(c), test.profiles)
-			if len(c.Policy) != 3 || c.Server.TLS == nil || c.Server.Address != "0.0.0.0:7443" || c.Store == nil || c.Store.Access.TLS == nil || c.Admin.TLS == nil {
+			if len(c.Policy) != 4 || c.Server.TLS == nil || c.Server.Address != "0.0.0.0:7443" || c.Store == nil || c.Store.Access.TLS == nil || c.Admin.TLS == nil {
 				t.Errorf("got %+v", c)
 			}
 			noCanary(t, fmt.Sprintf("%+v %#v", c, c))

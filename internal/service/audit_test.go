@@ -485,12 +485,12 @@ func TestFailedHandshakes(t *testing.T) {
 		}},
 	} {
 		t.Run(c.reason, func(t *testing.T) {
-			before := failedHandshakes(t, registry)
+			before := failedHandshakes(t, r.metrics)
 			c.meet()
-			eventually(t, "it is counted", func() bool { return failedHandshakes(t, registry)[c.reason] == before[c.reason]+1 })
+			eventually(t, "it is counted", func() bool { return failedHandshakes(t, r.metrics)[c.reason] == before[c.reason]+1 })
 		})
 	}
-	if n := len(failedHandshakes(t, registry)); n != 11 {
+	if n := len(failedHandshakes(t, r.metrics)); n != 11 {
 		t.Errorf("%d reasons", n)
 	}
 	lines := strings.Count(r.log.String(), `"msg":"connection turned away"`)
