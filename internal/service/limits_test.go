@@ -143,19 +143,19 @@ func open(ctx context.Context, conn *grpc.ClientConn) (reflectionpb.ServerReflec
 }
 
 func TestCallerRate(t *testing.T) {
-	m := newMesh(t, admission.Limits{CallerRate: 2})
+	m := newMesh(t, admission.Limits{CallerRate: 1})
 	greedy := m.tokens("greedy")
-	for i := range 4 {
+	for i := range 2 {
 		if err := whoami(t.Context(), greedy); err != nil {
 			t.Fatalf("call %d: %v", i, err)
 		}
 	}
-	// The fifth is too many: a polite answer, and what clients that retry by
+	// The third is too many: a polite answer, and what clients that retry by
 	// themselves look at.
 	var trailer metadata.MD
 	err := whoami(t.Context(), greedy, grpc.Trailer(&trailer))
 	refused := time.Now()
-	wait := wantThrottled(t, err, "CALLER_THROTTLED", time.Millisecond, 500*time.Millisecond)
+	wait := wantThrottled(t, err, "CALLER_THROTTLED", time.Millisecond, time.Second)
 	if got := trailer.Get("grpc-retry-pushback-ms"); len(got) != 1 || got[0] != strconv.FormatInt(wait.Milliseconds(), 10) {
 		t.Errorf("pushback %q, want %s", got, wait)
 	}
@@ -164,7 +164,7 @@ func TestCallerRate(t *testing.T) {
 	}
 	// It is no fresh start to come by other connections.
 	for range 10 {
-		wantThrottled(t, whoami(t.Context(), m.tokens("greedy")), "CALLER_THROTTLED", time.Millisecond, 500*time.Millisecond)
+		wantThrottled(t, whoami(t.Context(), m.tokens("greedy")), "CALLER_THROTTLED", time.Millisecond, time.Second)
 	}
 	if err := whoami(t.Context(), m.tokens("modest")); err != nil {
 		t.Errorf("another caller: %v", err)
