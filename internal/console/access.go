@@ -70,12 +70,11 @@ func (c *console) identify(r *http.Request) (*operator, *problem) {
 		}
 	}
 	if a.Certificate != nil && r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
-		leaf := r.TLS.VerifiedChains[0][0]
-		holder := a.Certificate(leaf)
+		holder := a.Certificate(r.TLS.VerifiedChains[0][0])
 		if holder == nil {
 			return nil, nobodysCertificate()
 		}
-		if time.Now().After(leaf.NotAfter) { // since the handshake
+		if time.Now().After(access.End(r.TLS.VerifiedChains)) { // since the handshake
 			return nil, endedCertificate()
 		}
 		if a.Revocations != nil && a.Revocations().CheckChains(r.TLS.VerifiedChains) != nil { // since the handshake

@@ -55,7 +55,7 @@ func (s *Service) record(ctx context.Context, method, outcome string) {
 	if c.caller != nil {
 		e.Caller, e.Proof, e.Forwarder = c.caller.Name, c.caller.Proof.String(), c.caller.Forwarder
 	}
-	if a := remote(ctx); a != nil {
+	if a := remote(ctx); a != nil && a.Network() != "unix" { // where there are no addresses
 		e.Peer = a
 	}
 	s.audit.Fill(&c.place, &e)

@@ -54,8 +54,11 @@ const (
 
 // limiter holds calls to the limits.
 type limiter struct {
-	limits   atomic.Pointer[admission.Limits]
-	callers  admission.Callers
+	limits  atomic.Pointer[admission.Limits]
+	callers admission.Callers
+	// nobody is shared by all whose connection proves nothing: theirs are the
+	// calls that a token may prove, or nothing.
+	nobody   admission.Usage
 	overload admission.Overload
 	calls    admission.Gauge
 	// health has its own gauge, so that whoever asks for health while all else
@@ -165,13 +168,13 @@ func (m *limiter) arrived(c *call) *refusal {
 		// its connection. Whoever asks too often is told so with all that a
 		// client can use, at the end of its call; who does not listen gets a
 		// short answer, before anything is set aside.
-		if c.claimsNothing() {
+		if c.peer != nil && c.claimsNothing() {
 			if wait := u.Wait(l.CallerRate); wait > 0 && u.Refusals.Take(l.CallerRate) > 0 {
 				return m.tooOften(c.peer, l.CallerRate, wait)
 			}
 		}
 		if most := max(l.Calls/pendingPart, min(l.Calls, leastPending)); !m.enter(&u.Pending, most) {
-			return m.refuse(limitCallerCalls, broker.ReasonCallerThrottled, later(), "on the connections of %s %d calls wait for their messages: send messages with their headers", c.peer.Name, most)
+			return m.refuse(limitCallerCalls, broker.ReasonCallerThrottled, later(), "on the connections of %s %d calls wait for their messages: send messages with their headers", c.peerName(), most)
 		}
 	}
 	if !m.enter(&m.calls, l.Calls) {
@@ -215,7 +218,10 @@ func (m *limiter) sweep() {
 
 // usageOf is what the caller does; nil if nobody counts it.
 func (m *limiter) usageOf(c *access.Caller, known *admission.Usage) *admission.Usage {
-	if c == nil || c.Name == access.Anonymous {
+	switch {
+	case c == nil:
+		return &m.nobody
+	case c.Name == access.Anonymous:
 		return nil
 	}
 	u := m.callers.Of(c.Name, known)
@@ -232,6 +238,14 @@ func (c *call) usage() (*admission.Usage, bool) {
 	}
 	u, ok := c.peer.Usage.Load().(*admission.Usage)
 	return u, ok
+}
+
+// peerName is what refusals call the other end of the connection.
+func (c *call) peerName() string {
+	if c.peer == nil {
+		return "all who prove nothing by them"
+	}
+	return c.peer.Name
 }
 
 // claimsNothing reports whether the headers leave the identity to the connection.

@@ -78,13 +78,14 @@ func wantThrottled(t *testing.T, err error, reason string, least, most time.Dura
 type mesh struct {
 	*rig
 	authority *testca.Authority
+	settings  *tls.Config // of the server
 }
 
 func newMesh(t *testing.T, l admission.Limits) mesh {
 	t.Helper()
 	a := testca.New(t)
 	settings := serverOf(a)
-	return mesh{newRig(t, rigOptions{tls: func() *tls.Config { return settings }, policy: everyone, limits: l}), a}
+	return mesh{newRig(t, rigOptions{tls: func() *tls.Config { return settings }, policy: everyone, limits: l}), a, settings}
 }
 
 func (m mesh) tls(name string) *tls.Config {
@@ -142,19 +143,19 @@ func open(ctx context.Context, conn *grpc.ClientConn) (reflectionpb.ServerReflec
 }
 
 func TestCallerRate(t *testing.T) {
-	m := newMesh(t, admission.Limits{CallerRate: 2})
+	m := newMesh(t, admission.Limits{CallerRate: 1})
 	greedy := m.tokens("greedy")
-	for i := range 4 {
+	for i := range 2 {
 		if err := whoami(t.Context(), greedy); err != nil {
 			t.Fatalf("call %d: %v", i, err)
 		}
 	}
-	// The fifth is too many: a polite answer, and what clients that retry by
+	// The third is too many: a polite answer, and what clients that retry by
 	// themselves look at.
 	var trailer metadata.MD
 	err := whoami(t.Context(), greedy, grpc.Trailer(&trailer))
 	refused := time.Now()
-	wait := wantThrottled(t, err, "CALLER_THROTTLED", time.Millisecond, 500*time.Millisecond)
+	wait := wantThrottled(t, err, "CALLER_THROTTLED", time.Millisecond, time.Second)
 	if got := trailer.Get("grpc-retry-pushback-ms"); len(got) != 1 || got[0] != strconv.FormatInt(wait.Milliseconds(), 10) {
 		t.Errorf("pushback %q, want %s", got, wait)
 	}
@@ -163,7 +164,7 @@ func TestCallerRate(t *testing.T) {
 	}
 	// It is no fresh start to come by other connections.
 	for range 10 {
-		wantThrottled(t, whoami(t.Context(), m.tokens("greedy")), "CALLER_THROTTLED", time.Millisecond, 500*time.Millisecond)
+		wantThrottled(t, whoami(t.Context(), m.tokens("greedy")), "CALLER_THROTTLED", time.Millisecond, time.Second)
 	}
 	if err := whoami(t.Context(), m.tokens("modest")); err != nil {
 		t.Errorf("another caller: %v", err)
@@ -425,24 +426,33 @@ func mustSend(t *testing.T, c *testh2.Conn, method string) uint32 {
 
 // What one caller sends half of keeps nobody else out.
 func TestHalfSentCallsOfOneCallerLeaveRoomForOthers(t *testing.T) {
-	m := newMesh(t, admission.Limits{Calls: 4000, ConnectionStreams: 5000})
-	c, err := testh2.Dial(m.address, m.tls("hostile"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	var last uint32
-	for range 1001 {
-		if last, err = c.Begin(pb.TokenBroker_IssueToken_FullMethodName); err != nil {
-			t.Fatal(err)
-		}
-	}
-	a, err := c.Await(last)
-	if err != nil || a.Status != "8" || !strings.Contains(a.Message, "wait for their messages") {
-		t.Errorf("call 1,001 without a message: %+v, %v", a, err)
-	}
-	if err := whoami(t.Context(), m.tokens("modest")); err != nil {
-		t.Errorf("another caller: %v", err)
+	for name, settings := range map[string]func(mesh) *tls.Config{
+		"a caller":              func(m mesh) *tls.Config { return m.tls("hostile") },
+		"nobody":                func(m mesh) *tls.Config { return clientOf(m.authority, nil) },
+		"a caller without name": func(m mesh) *tls.Config { return clientOf(m.authority, func(*x509.Certificate) {}) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMesh(t, admission.Limits{Calls: 4000, ConnectionStreams: 5000})
+			m.settings.ClientAuth = tls.VerifyClientCertIfGiven // as where tokens will do
+			c, err := testh2.Dial(m.address, settings(m))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			var last uint32
+			for range 1001 {
+				if last, err = c.Begin(pb.TokenBroker_IssueToken_FullMethodName); err != nil {
+					t.Fatal(err)
+				}
+			}
+			a, err := c.Await(last)
+			if err != nil || a.Status != "8" || !strings.Contains(a.Message, "wait for their messages") {
+				t.Errorf("call 1,001 without a message: %+v, %v", a, err)
+			}
+			if err := whoami(t.Context(), m.tokens("modest")); err != nil {
+				t.Errorf("another caller: %v", err)
+			}
+		})
 	}
 }
 
