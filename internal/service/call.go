@@ -137,10 +137,10 @@ func (s *Service) arrive(ctx context.Context, info *tap.Info) (context.Context, 
 		if !ok || time.Until(deadline) <= earlyDeadline {
 			return nil, s.turnAway(c, info.FullMethodName, r)
 		}
-		c.refused = r
+		s.limiter.refusedLater(c, r)
 	}
 	s.hurry(c)
-	if c.refused == nil {
+	if c.waiter.gauge != nil {
 		s.limiter.room.wait(c)
 	}
 	return c, nil
@@ -161,6 +161,8 @@ func (s *Service) turnAway(c *call, method string, r *refusal) error {
 func (s *Service) hurry(c *call) {
 	longest := c.method.longest(s.limiter.limits.Load().Deadline)
 	switch {
+	case c.refused != nil && c.waiter.gauge == nil:
+		longest = noMessage
 	case c.refused != nil:
 		longest = lateMessage
 	case c.method.stream:

@@ -41,9 +41,13 @@ const (
 	// earlyDeadline and lateMessage: grpc-go keeps a timer of every call that
 	// was refused on arrival until the deadline of its caller, some 400 bytes.
 	// A call whose deadline is further away than this is refused after its
-	// message, for which it has this long.
+	// message, for which it has this long. That holds for mostLate calls at a
+	// time; more have next to no time, and get DEADLINE_EXCEEDED if their message
+	// has not come with the headers.
 	earlyDeadline = 10 * time.Second
 	lateMessage   = time.Second
+	noMessage     = time.Millisecond
+	mostLate      = 1000
 	// firstMessage is how long the request of a stream may take.
 	firstMessage = 10 * time.Second
 	// tellTime is how often the log tells of refusals, limit by limit.
@@ -61,8 +65,10 @@ type limiter struct {
 	// health has its own gauge, so that whoever asks for health while all else
 	// is refused gets an answer; as many as there may be connections is enough.
 	health admission.Gauge
-	room   room
-	swept  atomic.Pointer[time.Time]
+	// late are the calls that are refused after their messages.
+	late  admission.Gauge
+	room  room
+	swept atomic.Pointer[time.Time]
 	// lately is a time that has just been: at most a second ago while all is
 	// well. Calls look at it where it does not matter if it is behind.
 	lately atomic.Pointer[time.Time]
@@ -192,6 +198,14 @@ func (m *limiter) arrived(c *call) *refusal {
 	}
 	c.waiter.gauge, c.waiter.peer = &m.calls, u
 	return nil
+}
+
+// refusedLater has the call refused when its message has come.
+func (m *limiter) refusedLater(c *call, r *refusal) {
+	c.refused = r
+	if m.enter(&m.late, mostLate) {
+		c.waiter.gauge = &m.late
+	}
 }
 
 // enter is sure that what fills the gauge is still there.
