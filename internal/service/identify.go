@@ -134,6 +134,12 @@ func (c *call) authorized(trust *Trust) error {
 	switch {
 	case err != nil && c.Err() != nil:
 		return c.Err() // nobody waits for the answer
+	case err != nil && mayPass(err):
+		return failure{cause: &broker.Error{
+			Reason:     reasonIdentityUnavailable,
+			Text:       "whether the bearer token is good cannot be told at this moment: try again with it; if that lasts tell the broker's operators, whose log says why",
+			RetryAfter: later(), Err: err,
+		}}
 	case err == nil && caller == nil:
 		err = errors.New("the verifier names nobody")
 		fallthrough
@@ -142,6 +148,12 @@ func (c *call) authorized(trust *Trust) error {
 	}
 	c.caller = caller
 	return nil
+}
+
+// mayPass reports whether a token was not refused, but could not be checked now.
+func mayPass(err error) bool {
+	var e interface{ Temporary() bool }
+	return errors.As(err, &e) && e.Temporary()
 }
 
 // bearer is the token in an authorization header (RFC 6750 section 2.1), or what
