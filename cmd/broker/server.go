@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -68,12 +69,13 @@ type adminOptions struct {
 	tls          func() *tls.Config // nil: no TLS
 	certificates bool               // tls asks for certificates of operators
 	revocations  func() *access.Revocations
-	bearer       func() broker.Secret // nil: no bearer token
-	url          string               // as browsers see it, if a proxy is in front
+	authorities  func() *x509.CertPool // nil without tls
+	bearer       func() broker.Secret  // nil: no bearer token
+	url          string                // as browsers see it, if a proxy is in front
 }
 
 func (o adminOptions) access(authorizer *access.Authorizer) console.Access {
-	a := console.Access{Local: o.local, BearerToken: o.bearer, Authorizer: authorizer, Revocations: o.revocations}
+	a := console.Access{Local: o.local, BearerToken: o.bearer, Authorizer: authorizer, Revocations: o.revocations, Authorities: o.authorities}
 	if o.certificates {
 		a.Certificate = access.Identify
 	}

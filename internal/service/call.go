@@ -39,8 +39,9 @@ type call struct {
 	// What the headers claim; see identify.
 	authorization, envoy, linkerd []string
 
-	// caller that asks; nil until identify has found out.
+	// caller that asks; nil until identify has found out, by this trust.
 	caller *access.Caller
+	trust  *trusted
 	// id under which the log has the call; see requestID.
 	id    string
 	trace string // trace id, 32 hex digits; empty if the caller has none

@@ -61,10 +61,16 @@ func (s *Service) asked(profile string, scopes []string) []string {
 }
 
 // authorizeAgain refuses a call that authorize has let through, and that has
-// waited since, if by now it would not: the policy, or the scopes that the
-// profile has, may be others.
+// waited since, if by now it would not: what is believed of callers, the policy,
+// or the scopes that the profile has, may be others.
 func (s *Service) authorizeAgain(ctx context.Context, profile string, op access.Operation, scopes []string) error {
 	k := callFrom(ctx)
+	if trust := s.trust.Load(); trust != k.trust {
+		if _, err := k.known(trust); err != nil {
+			k.policy, k.outcome.decision = nil, access.Decision{Rule: access.NoRule}
+			return err
+		}
+	}
 	if policy, _ := s.access.Current(); policy == k.policy && slices.Equal(k.scopes, s.asked(profile, scopes)) {
 		return nil
 	}

@@ -29,4 +29,14 @@ type TokenVerifier interface {
 }
 
 // SetTrust replaces what is believed.
-func (s *Service) SetTrust(t Trust) { s.trust.Store(&t) }
+func (s *Service) SetTrust(t Trust) {
+	if was := s.trust.Swap(&trusted{t, make(chan struct{})}); was != nil {
+		close(was.changed)
+	}
+}
+
+// trusted is a Trust in force, until changed is closed.
+type trusted struct {
+	Trust
+	changed chan struct{}
+}
