@@ -111,8 +111,11 @@ func serve(ctx context.Context, path string, stdout, stderr io.Writer) (err erro
 		if err != nil {
 			return err
 		}
+		was, _ := s.access.Current()
+		s.narrow(policy)
 		if w := c.Server.WorkloadAPI; w != nil {
 			if err := s.workload.Believe(w.TrustDomains); err != nil {
+				s.access.Use(was)
 				return err
 			}
 		}

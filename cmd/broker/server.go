@@ -133,13 +133,19 @@ func newServer(o serverOptions) (*server, error) {
 	return s, nil
 }
 
+// narrow has nothing allowed but what the policy in force and the next one both
+// allow, until configure puts that in force: what either of them says is about its
+// own profiles, and about those whom its own configuration believes.
+func (s *server) narrow(next *access.Policy) {
+	was, _ := s.access.Current()
+	s.access.Use(next.And(was))
+}
+
 // configure puts profiles and policy in force, all at once.
 func (s *server) configure(profiles []*broker.Profile, policy *access.Policy) {
-	// What is no longer allowed must not be served under the new profiles:
-	// the stricter order is policy first.
-	s.access.Use(policy)
+	s.narrow(policy)
 	s.broker.Configure(profiles)
-	// Streams are judged anew, because their profiles' scopes may be others.
+	// Streams are judged anew, too, because their profiles' scopes may be others.
 	s.access.Use(policy)
 	s.metrics.Loaded()
 }

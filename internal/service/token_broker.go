@@ -44,12 +44,21 @@ func (s *Service) permit(ctx context.Context, profile string, op access.Operatio
 	k := callFrom(ctx)
 	o := &k.outcome
 	o.profile, o.operation, o.scopes = profile, op, scopes
-	k.policy, _ = s.access.Current()
-	k.scopes = s.asked(profile, scopes)
-	if o.decision = k.policy.Decide(c, op, profile, k.scopes); !o.decision.Allowed {
-		return nil, denied(c, profile, op)
+	for {
+		policy, changed := s.access.Current()
+		k.policy, k.scopes = policy, s.asked(profile, scopes)
+		if o.decision = policy.Decide(c, op, profile, k.scopes); o.decision.Allowed {
+			return c, nil
+		}
+		if !policy.Passing() {
+			return nil, denied(c, profile, op)
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
-	return c, nil
 }
 
 // asked is what a request is about that names these scopes, or none.

@@ -240,6 +240,38 @@ func TestStreamThatKeepsItsRightGoesOn(t *testing.T) {
 	}
 }
 
+// While one configuration replaces another, what they do not agree on waits, and
+// is neither allowed nor denied.
+func TestDenialsWaitForTheWholeConfiguration(t *testing.T) {
+	r := newWatchRig(t, mayWatch("a", "b"))
+	stream := r.watch(invoices())
+	receive(t, stream)
+	was, _ := r.access.Current()
+	next, err := access.NewPolicy([]access.Rule{mayWatch("a", "b", "c")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	strict, err := access.NewPolicy([]access.Rule{mayWatch("c")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.access.Use(next.And(was))
+	r.profiles("a", "b", "c") // which the old one does not allow
+	late := r.watch(invoices())
+	r.tick <- struct{}{}
+	receive(t, stream)
+	if n := len(r.ended); n > 0 {
+		t.Error("a stream ended")
+	}
+	r.access.Use(next)
+	receive(t, late)
+	r.access.Use(strict.And(next))
+	r.access.Use(strict)
+	for _, s := range []grpc.ServerStreamingClient[pb.WatchTokenResponse]{stream, late} {
+		wantEnd(t, s, codes.PermissionDenied, "CALLER_DENIED")
+	}
+}
+
 func TestStreamIsJudgedByTheScopesThatItsProfileHas(t *testing.T) {
 	r := newWatchRig(t, mayWatch("a", "b"))
 	stream := r.watch(invoices())
