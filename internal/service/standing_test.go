@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/tokenbroker/tokenbroker/internal/access"
 	"github.com/tokenbroker/tokenbroker/internal/service"
@@ -92,4 +93,30 @@ func revoking(t *testing.T, by *testca.Authority, leaf *x509.Certificate) servic
 		t.Fatal(err)
 	}
 	return service.Trust{Revocations: r}
+}
+
+// The audit log has who has forged a header, or shown a certificate that does not
+// count any more.
+func TestAuditOfWhoIsRefused(t *testing.T) {
+	log := newAuditFile(t)
+	a := testca.New(t)
+	settings, leaf := serverOf(a), a.Leaf(testca.Named("web.example.com"))
+	r := newRig(t, rigOptions{tls: func() *tls.Config { return settings }, policy: everyone, audit: log.Log})
+	client := clientOf(a, nil)
+	client.Certificates = []tls.Certificate{leaf}
+	tokens := pb.NewTokenBrokerClient(r.dial(client))
+	forged := metadata.AppendToOutgoingContext(within(t, time.Minute), access.EnvoyHeader, "URI=spiffe://prod/ns/batch/worker")
+	refused := map[string]string{"caller": "", "proof": "", "peer_name": "dns:web.example.com", "decision": "deny", "outcome": "CALLER_UNKNOWN"}
+	wantFailure(t, whoami(forged, tokens), codes.Unauthenticated, "CALLER_UNKNOWN", "")
+	wantEvent(t, log.next(1)[0], refused)
+	_, err := tokens.IssueToken(forged, &pb.IssueTokenRequest{Profile: "invoices"})
+	wantFailure(t, err, codes.Unauthenticated, "CALLER_UNKNOWN", "")
+	wantEvent(t, log.next(1)[0], refused)
+	_, err = tokens.IssueToken(within(t, time.Minute), &pb.IssueTokenRequest{Profile: "invoices"})
+	wantFailure(t, err, codes.PermissionDenied, "CALLER_DENIED", "invoices")
+	wantEvent(t, log.next(1)[0], map[string]string{"caller": "dns:web.example.com", "peer_name": "", "outcome": "CALLER_DENIED"})
+	r.service.SetTrust(revoking(t, a, leaf.Leaf))
+	_, err = tokens.IssueToken(within(t, time.Minute), &pb.IssueTokenRequest{Profile: "invoices"})
+	wantFailure(t, err, codes.Unauthenticated, "CALLER_UNKNOWN", "")
+	wantEvent(t, log.next(1)[0], refused)
 }
