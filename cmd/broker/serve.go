@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -95,6 +96,7 @@ func serve(ctx context.Context, path string, stdout, stderr io.Writer) (err erro
 	}
 	if c.Admin.TLS != nil {
 		o.admin.tls = adminSettings.Load
+		o.admin.authorities = func() *x509.CertPool { return adminSettings.Load().ClientCAs }
 	}
 	if !c.Admin.BearerToken.IsEmpty() {
 		o.admin.bearer = func() broker.Secret { return *bearer.Load() }
@@ -109,8 +111,11 @@ func serve(ctx context.Context, path string, stdout, stderr io.Writer) (err erro
 		if err != nil {
 			return err
 		}
+		was, _ := s.access.Current()
+		s.narrow(policy)
 		if w := c.Server.WorkloadAPI; w != nil {
 			if err := s.workload.Believe(w.TrustDomains); err != nil {
+				s.access.Use(was)
 				return err
 			}
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -68,12 +69,13 @@ type adminOptions struct {
 	tls          func() *tls.Config // nil: no TLS
 	certificates bool               // tls asks for certificates of operators
 	revocations  func() *access.Revocations
-	bearer       func() broker.Secret // nil: no bearer token
-	url          string               // as browsers see it, if a proxy is in front
+	authorities  func() *x509.CertPool // nil without tls
+	bearer       func() broker.Secret  // nil: no bearer token
+	url          string                // as browsers see it, if a proxy is in front
 }
 
 func (o adminOptions) access(authorizer *access.Authorizer) console.Access {
-	a := console.Access{Local: o.local, BearerToken: o.bearer, Authorizer: authorizer, Revocations: o.revocations}
+	a := console.Access{Local: o.local, BearerToken: o.bearer, Authorizer: authorizer, Revocations: o.revocations, Authorities: o.authorities}
 	if o.certificates {
 		a.Certificate = access.Identify
 	}
@@ -131,13 +133,19 @@ func newServer(o serverOptions) (*server, error) {
 	return s, nil
 }
 
+// narrow has nothing allowed but what the policy in force and the next one both
+// allow, until configure puts that in force: what either of them says is about its
+// own profiles, and about those whom its own configuration believes.
+func (s *server) narrow(next *access.Policy) {
+	was, _ := s.access.Current()
+	s.access.Use(next.And(was))
+}
+
 // configure puts profiles and policy in force, all at once.
 func (s *server) configure(profiles []*broker.Profile, policy *access.Policy) {
-	// What is no longer allowed must not be served under the new profiles:
-	// the stricter order is policy first.
-	s.access.Use(policy)
+	s.narrow(policy)
 	s.broker.Configure(profiles)
-	// Streams are judged anew, because their profiles' scopes may be others.
+	// Streams are judged anew, too, because their profiles' scopes may be others.
 	s.access.Use(policy)
 	s.metrics.Loaded()
 }

@@ -169,7 +169,7 @@ func TestServeToServiceAccountsWithKeysFromTheAPIServer(t *testing.T) {
 		return command(t, "token", "invoices", "--address", p.address, "--ca", s.path("ca.pem"), "--timeout", "10s",
 			"--token-file", s.write("token", k.token("web", "token-broker")))
 	}
-	if got := ask(); got.status != 1 {
+	if got := ask(); got.status != 1 || !strings.Contains(got.stderr, "reason: IDENTITY_UNAVAILABLE") {
 		t.Errorf("without keys: %+v", got)
 	}
 	p.logged("answered 401: it does not take the bearer token")

@@ -38,6 +38,10 @@ func (p *Policy) Explain(c *Caller, op Operation, profile string, scopes []strin
 		e.Why = "there is no such operation"
 		return e
 	}
+	if p.also != nil && !p.also.Decide(c, op, profile, scopes).Allowed {
+		e.Why = "the configuration was being replaced, and the one before did not allow it"
+		return e
+	}
 	p.trace(&e, c, op, profile)
 	switch {
 	case e.Allowed:

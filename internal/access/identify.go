@@ -2,8 +2,11 @@ package access
 
 import (
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -61,9 +64,9 @@ func End(chains [][]*x509.Certificate) time.Time {
 }
 
 func identify(leaf *x509.Certificate) (*Caller, error) {
-	uris := make([]string, len(leaf.URIs))
-	for i, u := range leaf.URIs {
-		uris[i] = u.String()
+	uris, err := spelled(leaf)
+	if err != nil {
+		return nil, err
 	}
 	name, proof, err := nameOf(uris, leaf.DNSNames)
 	if err != nil {
@@ -72,7 +75,36 @@ func identify(leaf *x509.Certificate) (*Caller, error) {
 	return &Caller{Name: name, Proof: proof, Expires: leaf.NotAfter}, nil
 }
 
+var oidNames = asn1.ObjectIdentifier{2, 5, 29, 17} // RFC 5280 section 4.2.1.6
+
+// spelled are the URI SANs as the certificate spells them: net/url makes the same
+// of several spellings ("SPIFFE://a/b", "spiffe://a/b#").
+func spelled(leaf *x509.Certificate) (uris []string, err error) {
+	at := slices.IndexFunc(leaf.Extensions, func(e pkix.Extension) bool { return e.Id.Equal(oidNames) })
+	if at < 0 { // it was not read from anywhere
+		for _, u := range leaf.URIs {
+			uris = append(uris, u.String())
+		}
+		return uris, nil
+	}
+	var names asn1.RawValue
+	if _, err := asn1.Unmarshal(leaf.Extensions[at].Value, &names); err != nil {
+		return nil, errNames
+	}
+	for rest := names.Bytes; len(rest) > 0; {
+		var name asn1.RawValue
+		if rest, err = asn1.Unmarshal(rest, &name); err != nil {
+			return nil, errNames
+		}
+		if name.Class == asn1.ClassContextSpecific && name.Tag == 6 {
+			uris = append(uris, string(name.Bytes))
+		}
+	}
+	return uris, nil
+}
+
 var (
+	errNames     = errors.New("its subject alternative names cannot be read")
 	errManyURIs  = errors.New("there is more than one URI SAN")
 	errManyNames = errors.New("there is no URI SAN and more than one DNS SAN")
 	errNoName    = errors.New("there is no URI SAN and no DNS SAN")

@@ -1,6 +1,7 @@
 package access_test
 
 import (
+	"bytes"
 	"crypto/x509"
 	"net/url"
 	"strings"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/tokenbroker/tokenbroker/internal/access"
+	"github.com/tokenbroker/tokenbroker/internal/testca"
 )
 
 func certificate(t testing.TB, uris, dns []string) *x509.Certificate {
@@ -177,4 +179,32 @@ func wellNamed(t *testing.T, c *access.Caller) {
 		return
 	}
 	t.Errorf("caller %q, proven by %v", c.Name, c.Proof)
+}
+
+// What a certificate spells is the name, not what net/url makes of it.
+func TestURIsAreTakenAsTheyAreSpelled(t *testing.T) {
+	a := testca.New(t)
+	for spelling, want := range map[string]string{
+		"spiffe://prod/worker":   "spiffe://prod/worker",
+		"SPIFFE://prod/worker":   "",
+		"spiffe://prod/worker#":  "",
+		"spiffe://prod/worker?":  "",
+		"spiffe://prod/w%6frker": "",
+		"spiffe://@prod/worker":  "",
+		"spiffe://prod:/worker":  "",
+		"DNS://worker":           "",
+	} {
+		scheme, rest, _ := strings.Cut(spelling, ":")
+		leaf := a.Leaf(func(c *x509.Certificate) { c.URIs = []*url.URL{{Scheme: scheme, Opaque: rest}} }).Leaf
+		if !bytes.Contains(leaf.Raw, []byte(spelling)) {
+			t.Fatalf("the certificate does not spell %s", spelling)
+		}
+		got := ""
+		if c := access.Identify(leaf); c != nil {
+			got = c.Name
+		}
+		if got != want {
+			t.Errorf("%s: %q, want %q", spelling, got, want)
+		}
+	}
 }

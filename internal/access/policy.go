@@ -44,6 +44,9 @@ type Policy struct {
 	callers, profiles, scopes *index
 	allowing                  [len(operations)][]uint64
 	unlimited                 []uint64 // the rules without scopes
+
+	// also must allow what is to be allowed; nil asks nobody else.
+	also *Policy
 }
 
 // set is a set of operations.
@@ -99,6 +102,20 @@ func NewPolicy(rules []Rule) (*Policy, error) {
 	return p, nil
 }
 
+// And returns a policy that allows only what both allow, by a rule of p. It is for
+// the moment in which one configuration replaces another, part by part: neither
+// is a name that the old one believes judged by the rules of the new one alone,
+// nor the other way round.
+func (p *Policy) And(other *Policy) *Policy {
+	both := *p
+	both.also = other
+	return &both
+}
+
+// Passing reports whether the policy is one that And has made. What it denies may
+// be allowed in a moment.
+func (p *Policy) Passing() bool { return p.also != nil }
+
 // What decides when no rule does.
 const (
 	// NoRule denies: nothing allows it.
@@ -142,6 +159,9 @@ func (d Decision) By() string {
 // matter for Admin. The first rule that allows all of it decides. It allocates
 // nothing, but for the first decision about a caller.
 func (p *Policy) Decide(c *Caller, op Operation, profile string, scopes []string) Decision {
+	if p.also != nil && !p.also.Decide(c, op, profile, scopes).Allowed {
+		return Decision{Rule: NoRule}
+	}
 	g := c.under(p)
 	switch {
 	case op <= 0 || int(op) >= len(operations):

@@ -85,6 +85,45 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+func TestBothPolicies(t *testing.T) {
+	was := mustPolicy(t, rule("dns:old dns:same", "invoices", "issue admin", "a b"))
+	next := mustPolicy(t, rule("dns:nobody", "*", "watch", ""), rule("dns:new dns:same", "invoices payroll", "issue refresh", "b c"))
+	both := next.And(was)
+	if !both.Passing() || next.Passing() || was.Passing() {
+		t.Error("only both together are for a moment")
+	}
+	for name, c := range map[string]struct {
+		caller  string
+		op      access.Operation
+		profile string
+		scopes  string
+		want    int
+	}{
+		"both allow it":         {"dns:same", access.Issue, "invoices", "b", 1},
+		"only the old one":      {"dns:old", access.Issue, "invoices", "b", access.NoRule},
+		"only the new one":      {"dns:new", access.Issue, "invoices", "b", access.NoRule},
+		"another profile":       {"dns:same", access.Issue, "payroll", "b", access.NoRule},
+		"scopes of the old one": {"dns:same", access.Issue, "invoices", "a b", access.NoRule},
+		"scopes of the new one": {"dns:same", access.Issue, "invoices", "b c", access.NoRule},
+		"an old operation":      {"dns:same", access.Admin, "invoices", "", access.NoRule},
+		"a new operation":       {"dns:same", access.Refresh, "invoices", "b", access.NoRule},
+	} {
+		caller := &access.Caller{Name: c.caller}
+		for range 2 {
+			if got := both.Decide(caller, c.op, c.profile, strings.Fields(c.scopes)); got.Rule != c.want || got.Allowed != (c.want >= 0) {
+				t.Errorf("%s: %+v", name, got)
+			}
+		}
+		if got := next.Explain(caller, c.op, c.profile, strings.Fields(c.scopes)); got.Allowed && c.want < 0 &&
+			both.Explain(caller, c.op, c.profile, strings.Fields(c.scopes)).Why != "the configuration was being replaced, and the one before did not allow it" {
+			t.Errorf("%s: the reason is another", name)
+		}
+	}
+	if got := mustPolicy(t).And(&access.Policy{}).Decide(&access.Caller{Name: access.Anonymous}, access.Issue, "x", nil); !got.Allowed {
+		t.Error("the default of both is none")
+	}
+}
+
 func TestZeroPolicy(t *testing.T) {
 	for name, p := range map[string]*access.Policy{"zero": {}, "no rules": mustPolicy(t)} {
 		if d := p.Decide(&access.Caller{Name: access.Anonymous}, access.Admin, "p", nil); !d.Allowed || d.By() != "default" {

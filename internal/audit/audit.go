@@ -42,6 +42,9 @@ type Event struct {
 	// Peer is the address that the connection came from; nil if it has none. It
 	// is made text when the line is.
 	Peer fmt.Stringer
+	// PeerName is who the connection proves to be at its other end, for a call
+	// whose caller is not known; empty otherwise, or if it proves nobody.
+	PeerName string
 	// Profile and Operation that the decision is about; empty if the call did
 	// not come to one.
 	Profile, Operation string

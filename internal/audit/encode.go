@@ -51,6 +51,7 @@ func appendEvent(b []byte, e *Event, id string, most int) []byte {
 	if e.Peer != nil {
 		text("peer", e.Peer.String())
 	}
+	text("peer_name", e.PeerName)
 	text("profile", e.Profile)
 	text("operation", e.Operation)
 	if len(e.Scopes) > 0 {

@@ -36,8 +36,8 @@ func TestLines(t *testing.T) {
 				`"trace_id":"0af7651916cd43dd8448eb211c80319c"}`,
 		},
 		"a denial": {
-			audit.Event{Time: noon, Door: "console", Outcome: "CALLER_UNKNOWN", RequestID: "r"},
-			`{"time":"2026-05-04T12:00:00.123456Z","door":"console","decision":"deny","outcome":"CALLER_UNKNOWN","request_id":"r"}`,
+			audit.Event{Time: noon, Door: "grpc", PeerName: "dns:web", Outcome: "CALLER_UNKNOWN", RequestID: "r"},
+			`{"time":"2026-05-04T12:00:00.123456Z","door":"grpc","peer_name":"dns:web","decision":"deny","outcome":"CALLER_UNKNOWN","request_id":"r"}`,
 		},
 		"what would end a line": {
 			audit.Event{Time: noon, Job: "a\"b\\c\nd\r\x00\x1b[2J\u2028", Scopes: []string{"\x7f", "é", "\U0001F600", "\xff"}, RequestID: "r"},
@@ -80,7 +80,7 @@ func TestLinesHaveIDsOfTheirOwn(t *testing.T) {
 func TestLinesAreBounded(t *testing.T) {
 	long := strings.Repeat("\n", 100_000)
 	huge := audit.Event{
-		Time: noon, Door: long, Method: long, Caller: long, Proof: long, Forwarder: long, Peer: &net.UnixAddr{Name: long}, Profile: long, Operation: long,
+		Time: noon, Door: long, Method: long, Caller: long, Proof: long, Forwarder: long, Peer: &net.UnixAddr{Name: long}, PeerName: long, Profile: long, Operation: long,
 		Scopes: []string{long}, Job: long, Rule: long, Outcome: long, TokenID: long, Source: long, RequestID: long, TraceID: long,
 	}
 	for _, most := range []int{audit.LongestLine, audit.LongestDatagram} {

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/binary"
+	"errors"
 	"net"
 	"net/http"
 	"net/netip"
@@ -31,6 +32,9 @@ type Access struct {
 	// Revocations in force at a request, which its connection may be older than;
 	// nil: nothing is revoked.
 	Revocations func() *access.Revocations
+	// Authorities of operators at a request; nil, and a nil result, are those of
+	// the handshake.
+	Authorities func() *x509.CertPool
 	// Authorizer decides which profiles an operator may administer. Never nil.
 	Authorizer *access.Authorizer
 	// BearerToken that lets anyone do everything; nil: none is configured. An
@@ -74,11 +78,8 @@ func (c *console) identify(r *http.Request) (*operator, *problem) {
 		if holder == nil {
 			return nil, nobodysCertificate()
 		}
-		if time.Now().After(access.End(r.TLS.VerifiedChains)) { // since the handshake
-			return nil, endedCertificate()
-		}
-		if a.Revocations != nil && a.Revocations().CheckChains(r.TLS.VerifiedChains) != nil { // since the handshake
-			return nil, revokedCertificate()
+		if refusal := a.standing(r.TLS.VerifiedChains); refusal != nil {
+			return nil, refusal
 		}
 		return &operator{Caller: holder}, nil
 	}
@@ -95,6 +96,32 @@ func (c *console) identify(r *http.Request) (*operator, *problem) {
 		return nil, notFromHere()
 	}
 	return nil, consoleOff()
+}
+
+// standing returns why what a handshake has verified does not count any more; nil
+// if it does.
+func (a *Access) standing(chains [][]*x509.Certificate) *problem {
+	var authorities *x509.CertPool
+	var revocations *access.Revocations
+	if a.Authorities != nil {
+		authorities = a.Authorities()
+	}
+	if a.Revocations != nil {
+		revocations = a.Revocations()
+	}
+	if time.Now().After(access.End(chains)) {
+		return endedCertificate()
+	}
+	ends, err := access.Standing(chains, authorities, revocations)
+	switch {
+	case errors.Is(err, access.ErrNoAuthority):
+		return strangeCertificate()
+	case err != nil:
+		return revokedCertificate()
+	case time.Now().After(ends):
+		return endedCertificate()
+	}
+	return nil
 }
 
 // opens compares in constant time. An empty token opens nothing.

@@ -89,6 +89,35 @@ func TestRevokedCertificates(t *testing.T) {
 	}
 }
 
+// An authority can be taken away while its operators are connected.
+func TestAuthorityThatIsGone(t *testing.T) {
+	old, next := testca.New(t), testca.New(t)
+	now := old.Pool()
+	rig := newRig(t, newFake(codeProfile("review")), func(o *console.Options) {
+		withCertificates(o)
+		o.Access.Authorities = func() *x509.CertPool { return now }
+	})
+	chain := []*x509.Certificate{old.Leaf(testca.Named("ops.example.com")).Leaf, old.Certificate()}
+	get := func() int {
+		a, _ := rig.do(request(http.MethodGet, "/", func(r *http.Request) {
+			r.TLS = &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{chain}, PeerCertificates: chain[:1]}
+		}))
+		return a.StatusCode
+	}
+	if got := get(); got != 200 {
+		t.Errorf("before: %d", got)
+	}
+	now = old.Pool()
+	now.AddCert(next.Certificate())
+	if got := get(); got != 200 {
+		t.Errorf("beside its successor: %d", got)
+	}
+	now = next.Pool()
+	if got := get(); got != 403 {
+		t.Errorf("afterwards: %d", got)
+	}
+}
+
 // TestDoors tries every way in, and every way that is none.
 func TestDoors(t *testing.T) {
 	host := func(h string) func(*http.Request) { return func(r *http.Request) { r.Host = h } }

@@ -64,6 +64,14 @@ func endedCertificate() *problem {
 	}
 }
 
+func strangeCertificate() *problem {
+	return &problem{
+		Status: http.StatusForbidden, Title: "The certificate is not believed any more",
+		Text:   "Its authority is no longer among those that vouch for operators (admin.tls.client_ca).",
+		Advice: "Import one of another authority, and open the page in a new window.",
+	}
+}
+
 func revokedCertificate() *problem {
 	return &problem{
 		Status: http.StatusForbidden, Title: "The certificate has been revoked",

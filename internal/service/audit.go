@@ -52,8 +52,11 @@ func (s *Service) record(ctx context.Context, method, outcome string) {
 	if o.operation == 0 {
 		e.Rule = "" // the zero decision names one
 	}
-	if c.caller != nil {
+	switch {
+	case c.caller != nil:
 		e.Caller, e.Proof, e.Forwarder = c.caller.Name, c.caller.Proof.String(), c.caller.Forwarder
+	case c.peer != nil: // who has forged a header, for example
+		e.PeerName = c.peer.Name
 	}
 	if a := remote(ctx); a != nil && a.Network() != "unix" { // where there are no addresses
 		e.Peer = a

@@ -41,8 +41,9 @@ type call struct {
 	// headers as they came; nothing changes them. What they claim is for identify.
 	headers metadata.MD
 
-	// caller that asks; nil until identify has found out.
+	// caller that asks; nil until identify has found out, by this trust.
 	caller *access.Caller
+	trust  *trusted
 	// id under which the log has the call; see requestID.
 	id    string
 	trace string // trace id, 32 hex digits; empty if the caller has none

@@ -44,7 +44,7 @@ func (c tlsCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.Aut
 	}
 	found := &tlsInfo{TLSInfo: info.(credentials.TLSInfo)}
 	if chains := found.State.VerifiedChains; len(chains) > 0 {
-		found.certified = &certified{chains: chains, ends: access.End(chains)}
+		found.certified = &certified{chains: chains, ends: access.End(chains), conn: raw}
 		found.caller, found.certified.nobody = access.IdentifyVerified(chains)
 	}
 	proven(raw)

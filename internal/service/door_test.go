@@ -38,6 +38,31 @@ func (a accounts) Verify(_ context.Context, token string) (*access.Caller, error
 	return nil, errors.New("the audience is another one")
 }
 
+// outage is the error of a verifier that can tell nothing now.
+type outage struct{}
+
+func (outage) Error() string   { return "its keys could not be fetched: no route" }
+func (outage) Temporary() bool { return true }
+
+func (outage) Verify(context.Context, string) (*access.Caller, error) {
+	return nil, fmt.Errorf("by what is configured for cluster prod: %w", outage{})
+}
+
+// Who cannot be known for now is told so, and not to throw its token away.
+func TestTokenThatCannotBeCheckedNow(t *testing.T) {
+	r := newRig(t, rigOptions{policy: everyone, trust: service.Trust{ServiceAccounts: outage{}}})
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+goodToken)
+	_, err := r.tokens().IssueToken(ctx, &pb.IssueTokenRequest{Profile: "invoices"})
+	d := wantFailure(t, err, codes.Unavailable, "IDENTITY_UNAVAILABLE", "")
+	if wait := d.retry.GetRetryDelay().AsDuration(); wait <= 0 || wait > 2*time.Second {
+		t.Errorf("told to wait %s", wait)
+	}
+	if strings.Contains(d.text, "no route") || !strings.Contains(r.log.String(), "cluster prod: its keys could not be fetched: no route") {
+		t.Errorf("the caller is told %q; the log has\n%s", d.text, r.log)
+	}
+	r.wantRequests(0)
+}
+
 // What callers send that must turn up nowhere, and what is accepted.
 const (
 	canary    = "canary-7d1f"

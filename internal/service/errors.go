@@ -24,7 +24,8 @@ const (
 	reasonCallerUnknown broker.Reason = "CALLER_UNKNOWN"
 	reasonCallerDenied  broker.Reason = "CALLER_DENIED"
 
-	reasonAuditUnavailable broker.Reason = "AUDIT_UNAVAILABLE"
+	reasonAuditUnavailable    broker.Reason = "AUDIT_UNAVAILABLE"
+	reasonIdentityUnavailable broker.Reason = "IDENTITY_UNAVAILABLE"
 )
 
 // codeOf is the one place where reasons become canonical codes.
@@ -40,7 +41,7 @@ func codeOf(r broker.Reason) codes.Code {
 		return codes.FailedPrecondition
 	case broker.ReasonEndpointThrottled, broker.ReasonRefreshTooSoon, broker.ReasonCallerThrottled:
 		return codes.ResourceExhausted
-	case broker.ReasonEndpointUnavailable, broker.ReasonStoreUnavailable, reasonAuditUnavailable:
+	case broker.ReasonEndpointUnavailable, broker.ReasonStoreUnavailable, reasonAuditUnavailable, reasonIdentityUnavailable:
 		return codes.Unavailable
 	}
 	return codes.Internal

@@ -46,7 +46,8 @@ func TestCertificateCountsToItsLastMoment(t *testing.T) {
 		if err := ask(); err == nil {
 			t.Error("after the end: accepted")
 		}
-		shown.ends = time.Now().Add(time.Hour)
+		authority.NotAfter = time.Now().Add(time.Hour)
+		shown = &certified{chains: chains, ends: access.End(chains)}
 		if err := ask(); err != nil {
 			t.Error(err)
 		}
@@ -56,7 +57,7 @@ func TestCertificateCountsToItsLastMoment(t *testing.T) {
 // A certificate is judged once for each Trust, and not for each call.
 func TestCertificatesAreJudgedOncePerTrust(t *testing.T) {
 	s := newDoor(t)
-	c := &certified{chains: [][]*x509.Certificate{{{}}}, ends: time.Now().Add(time.Hour)}
+	c := &certified{chains: [][]*x509.Certificate{{{NotAfter: time.Now().Add(time.Hour)}}}, ends: time.Now().Add(time.Hour)}
 	peer := &access.Caller{Name: "dns:worker.example.com", Proof: access.DNSSAN}
 	var seen []*judgement
 	for _, change := range []bool{false, false, true, false} {

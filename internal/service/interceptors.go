@@ -89,7 +89,7 @@ func (s *Service) logFailure(ctx context.Context, method, id string, st *status.
 		return
 	}
 	attrs := []slog.Attr{slog.String("method", method), slog.String("code", st.Code().String()), slog.String("request_id", id), whoIs(ctx)}
-	if f := (failure{}); errors.As(err, &f) && f.cause.Reason == reasonCallerUnknown {
+	if f := (failure{}); errors.As(err, &f) && (f.cause.Reason == reasonCallerUnknown || f.cause.Reason == reasonIdentityUnavailable) {
 		attrs = append(attrs, slog.String("error", cmp.Or(f.cause.Err, error(f)).Error()))
 	}
 	if c := callFrom(ctx); c != nil && c.trace != "" {

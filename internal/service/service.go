@@ -79,7 +79,7 @@ type Service struct {
 	validator protovalidate.Validator
 	health    *health.Server
 	access    *access.Authorizer
-	trust     atomic.Pointer[Trust]
+	trust     atomic.Pointer[trusted]
 	audit     *audit.Log
 	calls     lastCalls
 	limiter   *limiter

@@ -44,12 +44,22 @@ func (s *Service) permit(ctx context.Context, profile string, op access.Operatio
 	k := callFrom(ctx)
 	o := &k.outcome
 	o.profile, o.operation = profile, op
-	k.policy, _ = s.access.Current()
-	k.scopes, k.named = s.asked(profile, scopes), len(scopes) > 0
-	if o.decision = k.policy.Decide(c, op, profile, k.scopes); !o.decision.Allowed {
-		return nil, denied(c, profile, op)
+	k.named = len(scopes) > 0
+	for {
+		policy, changed := s.access.Current()
+		k.policy, k.scopes = policy, s.asked(profile, scopes)
+		if o.decision = policy.Decide(c, op, profile, k.scopes); o.decision.Allowed {
+			return c, nil
+		}
+		if !policy.Passing() {
+			return nil, denied(c, profile, op)
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
-	return c, nil
 }
 
 // asked is what a request is about that names these scopes, or none.
@@ -61,10 +71,16 @@ func (s *Service) asked(profile string, scopes []string) []string {
 }
 
 // authorizeAgain refuses a call that authorize has let through, and that has
-// waited since, if by now it would not: the policy, or the scopes that the
-// profile has, may be others.
+// waited since, if by now it would not: what is believed of callers, the policy,
+// or the scopes that the profile has, may be others.
 func (s *Service) authorizeAgain(ctx context.Context, profile string, op access.Operation, scopes []string) error {
 	k := callFrom(ctx)
+	if trust := s.trust.Load(); trust != k.trust {
+		if _, err := k.known(trust); err != nil {
+			k.policy, k.outcome.decision = nil, access.Decision{Rule: access.NoRule}
+			return err
+		}
+	}
 	if policy, _ := s.access.Current(); policy == k.policy && slices.Equal(k.scopes, s.asked(profile, scopes)) {
 		return nil
 	}

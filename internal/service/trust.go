@@ -21,11 +21,22 @@ type Trust struct {
 // TokenVerifier checks the bearer tokens of callers.
 type TokenVerifier interface {
 	// Verify returns who the token proves its bearer to be, and why it proves
-	// nothing otherwise. It may be called concurrently, and remembers what it
+	// nothing otherwise: an error whose Temporary method says true if it cannot
+	// be told now, and the token is not to blame. It may be called concurrently, and remembers what it
 	// has checked, so that most calls cost a look. The error holds nothing of
 	// the token.
 	Verify(ctx context.Context, token string) (*access.Caller, error)
 }
 
 // SetTrust replaces what is believed.
-func (s *Service) SetTrust(t Trust) { s.trust.Store(&t) }
+func (s *Service) SetTrust(t Trust) {
+	if was := s.trust.Swap(&trusted{t, make(chan struct{})}); was != nil {
+		close(was.changed)
+	}
+}
+
+// trusted is a Trust in force, until changed is closed.
+type trusted struct {
+	Trust
+	changed chan struct{}
+}

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/tokenbroker/tokenbroker/internal/access"
@@ -69,6 +70,7 @@ type watchRig struct {
 	log     *lockedLog
 	address string
 	conn    *grpc.ClientConn
+	header  metadata.MD // of streams
 }
 
 type lockedLog struct {
@@ -155,6 +157,7 @@ func (r *watchRig) watch(request *pb.WatchTokenRequest) grpc.ServerStreamingClie
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(r.t.Context(), 20*time.Second)
 	r.t.Cleanup(cancel)
+	ctx = metadata.NewOutgoingContext(ctx, r.header)
 	stream, err := r.conn.NewStream(ctx, &pb.TokenBroker_ServiceDesc.Streams[0], watchMethod)
 	if err != nil {
 		r.t.Fatal(err)
@@ -234,6 +237,38 @@ func TestStreamThatKeepsItsRightGoesOn(t *testing.T) {
 	case cause := <-r.ended:
 		t.Errorf("the other stream's context ended: %v", cause)
 	default:
+	}
+}
+
+// While one configuration replaces another, what they do not agree on waits, and
+// is neither allowed nor denied.
+func TestDenialsWaitForTheWholeConfiguration(t *testing.T) {
+	r := newWatchRig(t, mayWatch("a", "b"))
+	stream := r.watch(invoices())
+	receive(t, stream)
+	was, _ := r.access.Current()
+	next, err := access.NewPolicy([]access.Rule{mayWatch("a", "b", "c")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	strict, err := access.NewPolicy([]access.Rule{mayWatch("c")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.access.Use(next.And(was))
+	r.profiles("a", "b", "c") // which the old one does not allow
+	late := r.watch(invoices())
+	r.tick <- struct{}{}
+	receive(t, stream)
+	if n := len(r.ended); n > 0 {
+		t.Error("a stream ended")
+	}
+	r.access.Use(next)
+	receive(t, late)
+	r.access.Use(strict.And(next))
+	r.access.Use(strict)
+	for _, s := range []grpc.ServerStreamingClient[pb.WatchTokenResponse]{stream, late} {
+		wantEnd(t, s, codes.PermissionDenied, "CALLER_DENIED")
 	}
 }
 
@@ -352,6 +387,78 @@ func TestStreamOfAnUnknownCaller(t *testing.T) {
 			}
 			wantEnd(t, r.watch(invoices()), c.code, c.reason)
 		})
+	}
+}
+
+// lasting is a verifier whose tokens end at that time.
+type lasting time.Time
+
+func (l lasting) Verify(context.Context, string) (*access.Caller, error) {
+	return &access.Caller{Name: "k8s://prod/batch/worker", Proof: access.ServiceAccount, Expires: time.Time(l)}, nil
+}
+
+func TestStreamEndsWithWhatProvesItsCaller(t *testing.T) {
+	rule := access.Rule{Callers: []string{"k8s://prod/batch/worker"}, Profiles: []string{"*"}, Allow: []string{"watch"}}
+	for name, c := range map[string]struct {
+		lasts time.Duration
+		lose  func(*watchRig)
+		text  string
+	}{
+		"the token ends":                  {2 * time.Second, func(*watchRig) {}, "what has proven who calls has ended"},
+		"its cluster is believed no more": {time.Hour, func(r *watchRig) { r.SetTrust(Trust{}) }, "this broker accepts none"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newWatchRig(t, rule)
+			end := time.Now().Add(c.lasts)
+			r.SetTrust(Trust{ServiceAccounts: lasting(end)})
+			r.header = metadata.Pairs("authorization", "Bearer token")
+			stream := r.watch(invoices())
+			receive(t, stream)
+			for range 3 { // which change nothing
+				r.SetTrust(Trust{ServiceAccounts: lasting(end)})
+			}
+			c.lose(r)
+			if text := wantEnd(t, stream, codes.Unauthenticated, "CALLER_UNKNOWN"); !strings.Contains(text, c.text) {
+				t.Error(text)
+			}
+			if c.lasts < time.Minute && time.Now().Before(end) {
+				t.Error("it ended before the token has")
+			}
+			var f failure
+			if cause := <-r.ended; !errors.As(cause, &f) {
+				t.Errorf("the stream's context ended with %v", cause)
+			}
+		})
+	}
+}
+
+func TestStreamEndsWithItsCertificate(t *testing.T) {
+	a := testca.New(t)
+	leaf := a.Leaf(testca.Named("worker.example.com"))
+	server := &tls.Config{
+		MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"},
+		Certificates: []tls.Certificate{a.Leaf(testca.Loopback)}, ClientCAs: a.Pool(), ClientAuth: tls.RequireAndVerifyClientCert,
+	}
+	client := &tls.Config{RootCAs: a.Pool(), ServerName: "127.0.0.1", Certificates: []tls.Certificate{leaf}}
+	r := newTLSWatchRig(t, func() *tls.Config { return server }, credentials.NewTLS(client),
+		access.Rule{Callers: []string{"dns:worker.example.com"}, Profiles: []string{"*"}, Allow: []string{"watch"}})
+	stream := r.watch(invoices())
+	receive(t, stream)
+	list, err := x509.ParseRevocationList(a.RevocationList(nil, leaf.Leaf))
+	if err != nil {
+		t.Fatal(err)
+	}
+	revocations := access.NewRevocations([]*x509.Certificate{a.Certificate()})
+	if err := revocations.Add(list); err != nil {
+		t.Fatal(err)
+	}
+	r.SetTrust(Trust{Revocations: revocations})
+	if text := wantEnd(t, stream, codes.Unauthenticated, "CALLER_UNKNOWN"); !strings.Contains(text, "the client certificate has been revoked") {
+		t.Error(text)
+	}
+	if log := r.log.String(); strings.Contains(log, "allows it") || !strings.Contains(log, "has been revoked by CN=") {
+		t.Errorf("the log does not say why:\n%s", log)
 	}
 }
 

@@ -99,11 +99,12 @@ func (r *remote) find(ctx context.Context, id string) (key, *Keys, error) {
 		keys = r.keys.Load()
 		k, known = keys.find(id)
 	}
-	switch {
-	case known:
+	if known {
 		return k, keys, nil
-	case keys == nil:
-		return key{}, nil, &Unavailable{r.why()}
+	}
+	// It may be the cluster's newest, which the last fetch was to bring.
+	if why := r.why(); keys == nil || why != "" {
+		return key{}, nil, &Unavailable{"its keys could not be fetched: " + why}
 	}
 	return key{}, nil, errUnknownKey
 }
@@ -177,9 +178,9 @@ func (r *remote) failed(err error) {
 	r.log.Warn("keys of service accounts not fetched", "cluster", r.cluster, "known", r.keys.Load() != nil, "error", err.Error())
 }
 
-// why says why there are no keys.
+// why says why the last fetch was in vain; empty if it was not.
 func (r *remote) why() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return "its keys could not be fetched: " + r.failure
+	return r.failure
 }

@@ -250,6 +250,12 @@ func TestServerThatIsDown(t *testing.T) {
 			accepted(t, v, es("one").sign(t, but(claims(), map[string]any{"jti": i})))
 		}
 		p.want(t, 24, "in a day with a token per hour")
+		// A key that nobody knows may be one that has come since.
+		var u *serviceaccount.Unavailable
+		if _, err := v.Verify(t.Context(), es("two").sign(t, claims())); !errors.As(err, &u) {
+			t.Errorf("a new key while the server is down: %v", err)
+		}
+		p.count()
 		p.publish([]byte("<html>"), nil)
 		time.Sleep(time.Hour)
 		accepted(t, v, es("one").sign(t, claims()))

@@ -79,6 +79,9 @@ const (
 	// UNAVAILABLE. The broker's audit log cannot be written, and its operators would rather have no answers than answers
 	// without a trace. Nothing was handed out or changed. RetryInfo says when to ask again; another replica may answer now.
 	ErrorReason_ERROR_REASON_AUDIT_UNAVAILABLE ErrorReason = 12
+	// UNAVAILABLE. Whether the caller's token is good cannot be told now, because its cluster's keys cannot be had. The
+	// token was not refused, so keep it. RetryInfo says when to ask again; another replica may have the keys.
+	ErrorReason_ERROR_REASON_IDENTITY_UNAVAILABLE ErrorReason = 13
 )
 
 // Enum value maps for ErrorReason.
@@ -97,6 +100,7 @@ var (
 		10: "ERROR_REASON_ENDPOINT_UNAVAILABLE",
 		11: "ERROR_REASON_STORE_UNAVAILABLE",
 		12: "ERROR_REASON_AUDIT_UNAVAILABLE",
+		13: "ERROR_REASON_IDENTITY_UNAVAILABLE",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":            0,
@@ -112,6 +116,7 @@ var (
 		"ERROR_REASON_ENDPOINT_UNAVAILABLE":   10,
 		"ERROR_REASON_STORE_UNAVAILABLE":      11,
 		"ERROR_REASON_AUDIT_UNAVAILABLE":      12,
+		"ERROR_REASON_IDENTITY_UNAVAILABLE":   13,
 	}
 )
 
@@ -146,7 +151,7 @@ var File_tokenbroker_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_tokenbroker_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"!tokenbroker/v1/error_reason.proto\x12\x0etokenbroker.v1*\xdf\x03\n" +
+	"!tokenbroker/v1/error_reason.proto\x12\x0etokenbroker.v1*\x86\x04\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12 \n" +
 	"\x1cERROR_REASON_INVALID_REQUEST\x10\x01\x12\x1f\n" +
@@ -161,7 +166,8 @@ const file_tokenbroker_v1_error_reason_proto_rawDesc = "" +
 	"!ERROR_REASON_ENDPOINT_UNAVAILABLE\x10\n" +
 	"\x12\"\n" +
 	"\x1eERROR_REASON_STORE_UNAVAILABLE\x10\v\x12\"\n" +
-	"\x1eERROR_REASON_AUDIT_UNAVAILABLE\x10\fBEZCgithub.com/tokenbroker/tokenbroker/gen/tokenbroker/v1;tokenbrokerv1b\x06proto3"
+	"\x1eERROR_REASON_AUDIT_UNAVAILABLE\x10\f\x12%\n" +
+	"!ERROR_REASON_IDENTITY_UNAVAILABLE\x10\rBEZCgithub.com/tokenbroker/tokenbroker/gen/tokenbroker/v1;tokenbrokerv1b\x06proto3"
 
 var (
 	file_tokenbroker_v1_error_reason_proto_rawDescOnce sync.Once
