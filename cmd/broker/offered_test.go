@@ -468,7 +468,8 @@ func sessions(t *testing.T, p *process, authority *testca.Authority, versions []
 	}
 }
 
-// protocols: gRPC is HTTP/2, and nothing else (ALPN, RFC 7301).
+// protocols: gRPC is HTTP/2, and nothing else (ALPN, RFC 7301). The admin address
+// is HTTP/1.1: what HTTP/2 can be attacked by, it need not withstand.
 func protocols(t *testing.T, p *process, authority *testca.Authority) {
 	t.Helper()
 	worker := []tls.Certificate{authority.Leaf(testca.Named("worker.example.com"))}
@@ -481,5 +482,20 @@ func protocols(t *testing.T, p *process, authority *testca.Authority) {
 		if !isServed(t, p.address, &tls.Config{RootCAs: authority.Pool(), ServerName: "127.0.0.1", NextProtos: offered, Certificates: worker}) {
 			t.Errorf("gRPC does not serve who offers %q", offered)
 		}
+	}
+	for _, offered := range [][]string{{"h2"}, {"h2", "http/1.1"}} {
+		conn, err := tls.Dial("tcp", p.admin, &tls.Config{RootCAs: authority.Pool(), ServerName: "127.0.0.1", NextProtos: offered, Certificates: worker})
+		if err != nil {
+			continue // no protocol in common
+		}
+		if protocol := conn.ConnectionState().NegotiatedProtocol; protocol == "h2" {
+			t.Errorf("admin takes %s from who offers %q", protocol, offered)
+		}
+		// Nor is it taken without being agreed upon.
+		_, _ = io.WriteString(conn, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+		if answer, err := io.ReadAll(conn); !bytes.HasPrefix(answer, []byte("HTTP/1.1 ")) {
+			t.Errorf("admin answers HTTP/2 with %q, %v", answer, err)
+		}
+		conn.Close()
 	}
 }

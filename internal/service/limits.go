@@ -41,9 +41,13 @@ const (
 	// earlyDeadline and lateMessage: grpc-go keeps a timer of every call that
 	// was refused on arrival until the deadline of its caller, some 400 bytes.
 	// A call whose deadline is further away than this is refused after its
-	// message, for which it has this long.
+	// message, for which it has this long. That holds for mostLate calls at a
+	// time; more have next to no time, and get DEADLINE_EXCEEDED if their message
+	// has not come with the headers.
 	earlyDeadline = 10 * time.Second
 	lateMessage   = time.Second
+	noMessage     = time.Millisecond
+	mostLate      = 1000
 	// firstMessage is how long the request of a stream may take.
 	firstMessage = 10 * time.Second
 	// tellTime is how often the log tells of refusals, limit by limit.
@@ -64,8 +68,13 @@ type limiter struct {
 	// health has its own gauge, so that whoever asks for health while all else
 	// is refused gets an answer; as many as there may be connections is enough.
 	health admission.Gauge
-	room   room
-	swept  atomic.Int64 // when, in ns since the epoch
+	// late are the calls that are refused after their messages.
+	late  admission.Gauge
+	room  room
+	swept atomic.Pointer[time.Time]
+	// lately is a time that has just been: at most a second ago while all is
+	// well. Calls look at it where it does not matter if it is behind.
+	lately atomic.Pointer[time.Time]
 
 	counts  map[string]*refusals // by limit; not changed after it is made
 	metrics []prometheus.Collector
@@ -85,6 +94,9 @@ func newLimiter(l admission.Limits) *limiter {
 	m := &limiter{counts: map[string]*refusals{}}
 	l = l.WithDefaults()
 	m.limits.Store(&l)
+	now := time.Now()
+	m.lately.Store(&now)
+	m.swept.Store(&time.Time{})
 	refused := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "calls_refused_total", Help: "Calls, and connections, that were refused by a limit of server.limits, or because the process could not keep up.",
 	}, []string{"limit"})
@@ -168,8 +180,9 @@ func (m *limiter) arrived(c *call) *refusal {
 		// its connection. Whoever asks too often is told so with all that a
 		// client can use, at the end of its call; who does not listen gets a
 		// short answer, before anything is set aside.
-		if c.peer != nil && c.claimsNothing() {
-			if wait := u.Wait(l.CallerRate); wait > 0 && u.Refusals.Take(l.CallerRate) > 0 {
+		if c.peer != nil && u.Wait(*m.lately.Load(), l.CallerRate) > 0 && c.claimsNothing() {
+			now := time.Now() // which may be later
+			if wait := u.Wait(now, l.CallerRate); wait > 0 && u.Refusals.Take(now, l.CallerRate) > 0 {
 				return m.tooOften(c.peer, l.CallerRate, wait)
 			}
 		}
@@ -190,6 +203,14 @@ func (m *limiter) arrived(c *call) *refusal {
 	return nil
 }
 
+// refusedLater has the call refused when its message has come.
+func (m *limiter) refusedLater(c *call, r *refusal) {
+	c.refused = r
+	if m.enter(&m.late, mostLate) {
+		c.waiter.gauge = &m.late
+	}
+}
+
 // enter is sure that what fills the gauge is still there.
 func (m *limiter) enter(g *admission.Gauge, most int) bool {
 	if g.Enter(most) {
@@ -208,9 +229,9 @@ func leave(u *admission.Usage) {
 // sweep stops counting calls that ended before they came to their handlers. It
 // goes through all that wait, so not at every call of a flood.
 func (m *limiter) sweep() {
-	now := time.Now().UnixNano()
+	now := time.Now()
 	was := m.swept.Load()
-	if now-was < int64(10*time.Millisecond) || !m.swept.CompareAndSwap(was, now) {
+	if now.Sub(*was) < 10*time.Millisecond || !m.swept.CompareAndSwap(was, &now) {
 		return
 	}
 	m.room.sweep()
@@ -250,7 +271,7 @@ func (c *call) peerName() string {
 
 // claimsNothing reports whether the headers leave the identity to the connection.
 func (c *call) claimsNothing() bool {
-	return len(c.authorization)+len(c.envoy)+len(c.linkerd) == 0
+	return len(c.headers[authorizationHeader])+len(c.headers[access.EnvoyHeader])+len(c.headers[access.LinkerdHeader]) == 0
 }
 
 func (m *limiter) tooOften(c *access.Caller, rate int, wait time.Duration) *refusal {
@@ -272,7 +293,7 @@ func (m *limiter) entered(c *call) *refusal {
 		return m.refuse(limitCallerCalls, broker.ReasonCallerThrottled, later(), "caller %s has %d calls under way on this replica: let some end first, or raise server.limits.caller_calls", c.caller.Name, l.CallerCalls)
 	}
 	c.counted = u
-	if wait := u.Take(l.CallerRate); wait > 0 {
+	if wait := u.Take(time.Now(), l.CallerRate); wait > 0 {
 		return m.tooOften(c.caller, l.CallerRate, wait)
 	}
 	return nil
@@ -305,6 +326,7 @@ func (s *Service) watch(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case now := <-ticker.C:
+			s.limiter.lately.Store(&now)
 			s.limiter.room.sweep()
 			s.tell(now)
 			if now.Sub(tidied) >= callersTidyTime {

@@ -257,6 +257,72 @@ func TestCalls(t *testing.T) {
 	r.empty()
 }
 
+// What is beyond a limit is answered while what was accepted still waits, and
+// that is none the worse for it. Without the limit, all wait.
+func TestWhoIsRefusedIsToldEarly(t *testing.T) {
+	const most, more = 8, 200
+	start := func(t *testing.T, l admission.Limits) (r *rig, issue func() <-chan error, release func()) {
+		r = newRig(t, rigOptions{limits: l})
+		held := make(chan struct{})
+		release = sync.OnceFunc(func() { close(held) })
+		t.Cleanup(release) // before the stand-in closes
+		r.fault(sandbox.Fault{Hook: func() { <-held }, Times: -1})
+		client, ctx := r.tokens(), within(t, time.Minute)
+		issue = func() <-chan error {
+			ended := make(chan error, 1)
+			go func() {
+				_, err := client.IssueToken(ctx, &pb.IssueTokenRequest{Profile: "invoices"})
+				ended <- err
+			}()
+			return ended
+		}
+		return r, issue, release
+	}
+	underWay := func(r *rig, want float64) {
+		t.Helper()
+		eventually(r.t, fmt.Sprintf("%v calls are under way", want), func() bool { return r.metric("calls_in_flight", "") == want })
+	}
+	t.Run("with a limit", func(t *testing.T) {
+		r, issue, release := start(t, admission.Limits{Calls: most})
+		var accepted, beyond [most + more]<-chan error
+		for i := range most {
+			accepted[i] = issue()
+		}
+		underWay(r, most)
+		for i := range more {
+			beyond[i] = issue()
+		}
+		for _, ended := range beyond[:more] { // nothing else ends before release
+			wantThrottled(t, <-ended, "CALLER_THROTTLED", 500*time.Millisecond, 1500*time.Millisecond)
+		}
+		if n := r.metric("calls_refused_total", "calls"); n != more {
+			t.Errorf("%v refusals are counted, want %d", n, more)
+		}
+		underWay(r, most)
+		release()
+		for _, ended := range accepted[:most] {
+			if err := <-ended; err != nil {
+				t.Errorf("an accepted call: %v", err)
+			}
+		}
+		r.empty()
+	})
+	t.Run("without", func(t *testing.T) {
+		r, issue, release := start(t, admission.Limits{})
+		var all [most + more]<-chan error
+		for i := range all {
+			all[i] = issue()
+		}
+		underWay(r, most+more) // nobody has an answer
+		release()
+		for _, ended := range all {
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
 func TestHealthChecksAreBoundedApart(t *testing.T) {
 	r := newRig(t, rigOptions{limits: admission.Limits{Calls: 1, Connections: 3}})
 	conn := r.dial(nil)

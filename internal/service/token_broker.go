@@ -43,9 +43,9 @@ func (s *Service) permit(ctx context.Context, profile string, op access.Operatio
 	}
 	k := callFrom(ctx)
 	o := &k.outcome
-	o.profile, o.operation, o.scopes = profile, op, scopes
+	o.profile, o.operation = profile, op
 	k.policy, _ = s.access.Current()
-	k.scopes = s.asked(profile, scopes)
+	k.scopes, k.named = s.asked(profile, scopes), len(scopes) > 0
 	if o.decision = k.policy.Decide(c, op, profile, k.scopes); !o.decision.Allowed {
 		return nil, denied(c, profile, op)
 	}
@@ -108,11 +108,12 @@ func (s *tokenBroker) issue(ctx context.Context, r tokenRequest, rejected string
 	if err != nil {
 		return nil, 0, err
 	}
-	callFrom(ctx).outcome.job = r.GetJob().GetId()
+	o := &callFrom(ctx).outcome
+	o.job = r.GetJob().GetId()
 	if err := shared(r.GetJob()); err != nil {
 		return nil, 0, err
 	}
-	callFrom(ctx).outcome.tokenID = rejected
+	o.tokenID = rejected
 	demand := broker.Demand{Lifetime: r.GetMinLifetime().AsDuration(), Not: rejected}
 	token, source, err := s.broker.Issue(ctx, r.GetProfile(), r.GetScopes(), demand)
 	if lost := s.authorizeAgain(ctx, r.GetProfile(), op, r.GetScopes()); lost != nil {
@@ -121,8 +122,7 @@ func (s *tokenBroker) issue(ctx context.Context, r tokenRequest, rejected string
 	if err != nil {
 		return nil, 0, fromBroker(err, c, r.GetProfile(), op)
 	}
-	o := &callFrom(ctx).outcome
-	o.tokenID, o.source = token.ID, source.String()
+	o.tokenID, o.source = token.ID, source
 	s.calls.note(r.GetProfile(), c)
 	return token, source, nil
 }
