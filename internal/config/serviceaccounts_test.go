@@ -169,6 +169,26 @@ func TestServiceAccountsWithoutTLSAreNoSilence(t *testing.T) {
 	equal(t, warnings(t, mustParse(t, text)), nil)
 }
 
+// A rule for a cluster that nobody has configured would silently allow nothing.
+func TestRulesForUnknownClustersAreWarnedOf(t *testing.T) {
+	for pattern, want := range map[string]string{
+		"k8s://prod/shop/web": "",
+		"k8s://p*/shop/web":   "",
+		"k8s://*/shop/web":    "",
+		"k8s://prd/shop/web":  "nobody can prove to have this name: server.service_accounts has no cluster prd; did you mean prod?",
+		"k8s://test*/shop/*":  "nobody can prove to have this name: server.service_accounts has no cluster test*",
+	} {
+		text := cluster("issuer: https://kube.example.com", "audience: a", "jwks_url: https://kube.example.com/jwks") +
+			"policy: [{callers: [anonymous, '" + pattern + "'], profiles: [p], allow: [issue]}]\n"
+		got := warnings(t, mustParse(t, text))
+		if want == "" {
+			equal(t, got, nil)
+		} else if len(got) != 1 || !strings.HasSuffix(got[0], "policy[0].callers[1]: "+want) {
+			t.Errorf("%s: got %q", pattern, got)
+		}
+	}
+}
+
 // New keys in the file are new keys at the next load.
 func TestKeySetIsReadAgain(t *testing.T) {
 	directory := t.TempDir()

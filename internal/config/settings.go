@@ -146,9 +146,14 @@ func (l *load) policy(message *configv1.Config) []access.Rule {
 	for _, profile := range message.GetProfiles() {
 		scopes[profile.GetName()] = profile.GetScopes()
 	}
+	var clusters []string
+	for _, accounts := range message.GetServer().GetServiceAccounts() {
+		clusters = append(clusters, accounts.GetCluster())
+	}
+	slices.Sort(clusters)
 	for i, rule := range message.GetPolicy() {
 		at := item("policy", i)
-		l.checkCallers(child(at, "callers"), rule.GetCallers())
+		l.checkCallers(child(at, "callers"), rule.GetCallers(), clusters)
 		l.checkNamed(child(at, "profiles"), rule.GetProfiles(), names)
 		l.checkScopes(child(at, "scopes"), rule, scopes)
 		rules = append(rules, access.Rule{
@@ -159,11 +164,24 @@ func (l *load) policy(message *configv1.Config) []access.Rule {
 	return rules
 }
 
-// checkCallers notes patterns that no caller's name can match.
-func (l *load) checkCallers(at string, callers []string) {
+// checkCallers notes patterns that no caller's name can match, and warns of those
+// of clusters whose tokens are not accepted.
+func (l *load) checkCallers(at string, callers, clusters []string) {
 	for i, caller := range callers {
-		if err := access.CheckPattern(caller); err != nil && !l.tainted[item(at, i)] {
+		if l.tainted[item(at, i)] {
+			continue
+		}
+		if err := access.CheckPattern(caller); err != nil {
 			l.problem(item(at, i), err.Error())
+			continue
+		}
+		account, ok := strings.CutPrefix(caller, "k8s://")
+		if cluster, _, _ := strings.Cut(account, "/"); ok && !matchesAny(cluster, clusters) {
+			message := "nobody can prove to have this name: server.service_accounts has no cluster " + cluster
+			if like := closest(cluster, clusters); like != "" {
+				message += "; did you mean " + like + "?"
+			}
+			l.warning(item(at, i), message)
 		}
 	}
 }
