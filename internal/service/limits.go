@@ -95,7 +95,7 @@ func newLimiter(l admission.Limits) *limiter {
 	m.lately.Store(&now)
 	m.swept.Store(&time.Time{})
 	refused := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "calls_refused_total", Help: "Calls, and connections, that were refused by a limit of server.limits, or because the process could not keep up.",
+		Name: "calls_refused_total", Help: "Calls, and connections, that were refused by a limit of server.limits, or because memory was short.",
 	}, []string{"limit"})
 	for _, name := range allLimits {
 		m.counts[name] = &refusals{Counter: refused.WithLabelValues(name)}
@@ -109,7 +109,7 @@ func newLimiter(l admission.Limits) *limiter {
 			Name: "connections", Help: "Connections of callers that are open.",
 		}, func() float64 { return float64(m.open()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "calls_shed_ratio", Help: "The part of new calls that is refused because the process cannot keep up.",
+			Name: "calls_shed_ratio", Help: "The part of new calls that is refused because memory is short.",
 		}, m.overload.Share),
 	}
 	return m
@@ -194,7 +194,7 @@ func (m *limiter) arrived(c *call) *refusal {
 	if m.overload.Shed() {
 		m.calls.Leave()
 		leave(u)
-		return m.refuse(limitOverload, broker.ReasonCallerThrottled, later(), "this replica cannot keep up with its callers: try another replica, or again later")
+		return m.refuse(limitOverload, broker.ReasonCallerThrottled, later(), "this replica is short of memory: try another replica, or again later (GOMEMLIMIT)")
 	}
 	c.waiter.gauge, c.waiter.peer = &m.calls, u
 	return nil
@@ -303,7 +303,7 @@ func (r *refusal) error(ctx context.Context, c *call) error {
 func (s *Service) watch(ctx context.Context) {
 	var watching sync.WaitGroup
 	defer watching.Wait()
-	watching.Go(func() { s.limiter.overload.Watch(ctx, s.longestWait) })
+	watching.Go(func() { s.limiter.overload.Watch(ctx) })
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
 	tidied := time.Now()
