@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"strconv"
 	"sync"
@@ -85,6 +86,8 @@ type refusals struct {
 	prometheus.Counter
 	untold atomic.Int64 // since the log last told
 	told   time.Time    // belongs to the goroutine that tells
+	// caller that was refused last, if the limit is one of callers.
+	caller atomic.Pointer[access.Caller]
 }
 
 func newLimiter(l admission.Limits) *limiter {
@@ -184,6 +187,7 @@ func (m *limiter) arrived(c *call) *refusal {
 			}
 		}
 		if most := max(l.Calls/pendingPart, min(l.Calls, leastPending)); !m.enter(&u.Pending, most) {
+			m.counts[limitCallerCalls].caller.Store(c.peer)
 			return m.refuse(limitCallerCalls, broker.ReasonCallerThrottled, later(), "on the connections of %s %d calls wait for their messages: send messages with their headers", c.peer.Name, most)
 		}
 	}
@@ -261,6 +265,7 @@ func (c *call) claimsNothing() bool {
 }
 
 func (m *limiter) tooOften(c *access.Caller, rate int, wait time.Duration) *refusal {
+	m.counts[limitCallerRate].caller.Store(c)
 	return m.refuse(limitCallerRate, broker.ReasonCallerThrottled, wait, "caller %s makes more than %d calls a second on this replica: keep tokens until their refresh_time, or raise server.limits.caller_rate", c.Name, rate)
 }
 
@@ -276,6 +281,7 @@ func (m *limiter) entered(c *call) *refusal {
 		c.caller.Usage.Store(u)
 	}
 	if !ok {
+		m.counts[limitCallerCalls].caller.Store(c.caller)
 		return m.refuse(limitCallerCalls, broker.ReasonCallerThrottled, later(), "caller %s has %d calls under way on this replica: let some end first, or raise server.limits.caller_calls", c.caller.Name, l.CallerCalls)
 	}
 	c.counted = u
@@ -332,7 +338,11 @@ func (s *Service) tell(now time.Time) {
 			continue
 		}
 		if n := r.untold.Swap(0); n > 0 {
-			s.log.Warn("a limit refuses calls", "limit", limit, "refused", n)
+			attrs := []any{"limit", limit, "refused", n}
+			if c := r.caller.Load(); c != nil {
+				attrs = append(attrs, slog.Group("last", named(c)))
+			}
+			s.log.Warn("a limit refuses calls", attrs...)
 			r.told = now
 		}
 	}

@@ -750,6 +750,9 @@ func TestFloodIsNoFloodOfTheLog(t *testing.T) {
 	if n := strings.Count(m.log.String(), "a limit refuses calls"); n != 1 {
 		t.Errorf("%d lines about the limit", n)
 	}
+	if !strings.Contains(m.log.String(), `"limit":"caller_rate"`) || !strings.Contains(m.log.String(), `"last":{"caller":"dns:greedy"}`) {
+		t.Errorf("it is not told which limit, and whom it refuses\n%s", m.log)
+	}
 }
 
 // The process runs short of memory: calls are turned away, most but not all, and
