@@ -10,7 +10,7 @@
 //	Usage     one caller's rate and calls under way
 //	Rate      so many a second, after a burst
 //	Gauge     calls under way, of all callers
-//	Overload  what share of new calls to turn away while the process is behind
+//	Overload  what share of new calls to turn away while memory is short
 //	Listener  connections
 //
 // Saying yes takes no lock and allocates nothing.

@@ -11,23 +11,8 @@ func (r *Rate) TakeAt(now time.Duration, rate int) time.Duration { return r.take
 // WaitAt is Wait at an instant.
 func (r *Rate) WaitAt(now time.Duration, rate int) time.Duration { return r.wait(int64(now), rate) }
 
-// Controller turns waits for a processor, and memory in use, into the share of
-// calls to turn away; after is the time since the last look.
-func Controller(most time.Duration) func(wait time.Duration, memory float64, after time.Duration) float64 {
-	c := controller{most: most}
-	return func(wait time.Duration, memory float64, after time.Duration) float64 {
-		return c.next(load{wait, memory}, after)
-	}
-}
+// Next is the share of calls to turn away after another.
+var Next = next
 
-// Median is the one of a histogram since then.
-var Median = median
-
-// Look is what a look at this process finds.
-func Look() func() (time.Duration, float64) {
-	s := newSampler()
-	return func() (time.Duration, float64) {
-		l := s.look()
-		return l.wait, l.memory
-	}
-}
+// Memory is what a look at this process finds.
+func Memory() float64 { return memory(newSamples()) }

@@ -56,7 +56,6 @@ type rigOptions struct {
 	more   []string // further profiles, of the same client
 	audit  *audit.Log
 	limits admission.Limits
-	wait   time.Duration // see service.Options.LongestWait
 }
 
 func newRig(t testing.TB, o rigOptions) *rig {
@@ -73,7 +72,7 @@ func newRig(t testing.TB, o rigOptions) *rig {
 	r.configure(o.change, o.more...)
 	r.service, err = service.New(service.Options{
 		Broker: r.broker, Logger: log, TLS: o.tls, Reflection: true, Authorizer: r.access, Audit: o.audit,
-		Limits: o.limits, LongestWait: o.wait, Registerer: r.metrics,
+		Limits: o.limits, Registerer: r.metrics,
 	})
 	if err != nil {
 		t.Fatal(err)

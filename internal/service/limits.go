@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"strconv"
 	"sync"
@@ -88,6 +89,8 @@ type refusals struct {
 	prometheus.Counter
 	untold atomic.Int64 // since the log last told
 	told   time.Time    // belongs to the goroutine that tells
+	// caller that was refused last, if the limit is one of callers.
+	caller atomic.Pointer[access.Caller]
 }
 
 func newLimiter(l admission.Limits) *limiter {
@@ -98,7 +101,7 @@ func newLimiter(l admission.Limits) *limiter {
 	m.lately.Store(&now)
 	m.swept.Store(&time.Time{})
 	refused := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "calls_refused_total", Help: "Calls, and connections, that were refused by a limit of server.limits, or because the process could not keep up.",
+		Name: "calls_refused_total", Help: "Calls, and connections, that were refused by a limit of server.limits, or because memory was short.",
 	}, []string{"limit"})
 	for _, name := range allLimits {
 		m.counts[name] = &refusals{Counter: refused.WithLabelValues(name)}
@@ -112,7 +115,7 @@ func newLimiter(l admission.Limits) *limiter {
 			Name: "connections", Help: "Connections of callers that are open.",
 		}, func() float64 { return float64(m.open()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "calls_shed_ratio", Help: "The part of new calls that is refused because the process cannot keep up.",
+			Name: "calls_shed_ratio", Help: "The part of new calls that is refused because memory is short.",
 		}, m.overload.Share),
 	}
 	return m
@@ -187,6 +190,7 @@ func (m *limiter) arrived(c *call) *refusal {
 			}
 		}
 		if most := max(l.Calls/pendingPart, min(l.Calls, leastPending)); !m.enter(&u.Pending, most) {
+			m.counts[limitCallerCalls].caller.Store(c.peer)
 			return m.refuse(limitCallerCalls, broker.ReasonCallerThrottled, later(), "on the connections of %s %d calls wait for their messages: send messages with their headers", c.peerName(), most)
 		}
 	}
@@ -197,7 +201,7 @@ func (m *limiter) arrived(c *call) *refusal {
 	if m.overload.Shed() {
 		m.calls.Leave()
 		leave(u)
-		return m.refuse(limitOverload, broker.ReasonCallerThrottled, later(), "this replica cannot keep up with its callers: try another replica, or again later")
+		return m.refuse(limitOverload, broker.ReasonCallerThrottled, later(), "this replica is short of memory: try another replica, or again later (GOMEMLIMIT)")
 	}
 	c.waiter.gauge, c.waiter.peer = &m.calls, u
 	return nil
@@ -275,6 +279,7 @@ func (c *call) claimsNothing() bool {
 }
 
 func (m *limiter) tooOften(c *access.Caller, rate int, wait time.Duration) *refusal {
+	m.counts[limitCallerRate].caller.Store(c)
 	return m.refuse(limitCallerRate, broker.ReasonCallerThrottled, wait, "caller %s makes more than %d calls a second on this replica: keep tokens until their refresh_time, or raise server.limits.caller_rate", c.Name, rate)
 }
 
@@ -290,6 +295,7 @@ func (m *limiter) entered(c *call) *refusal {
 		c.caller.Usage.Store(u)
 	}
 	if !ok {
+		m.counts[limitCallerCalls].caller.Store(c.caller)
 		return m.refuse(limitCallerCalls, broker.ReasonCallerThrottled, later(), "caller %s has %d calls under way on this replica: let some end first, or raise server.limits.caller_calls", c.caller.Name, l.CallerCalls)
 	}
 	c.counted = u
@@ -317,7 +323,7 @@ func (r *refusal) error(ctx context.Context, c *call) error {
 func (s *Service) watch(ctx context.Context) {
 	var watching sync.WaitGroup
 	defer watching.Wait()
-	watching.Go(func() { s.limiter.overload.Watch(ctx, s.longestWait) })
+	watching.Go(func() { s.limiter.overload.Watch(ctx) })
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
 	tidied := time.Now()
@@ -346,7 +352,11 @@ func (s *Service) tell(now time.Time) {
 			continue
 		}
 		if n := r.untold.Swap(0); n > 0 {
-			s.log.Warn("a limit refuses calls", "limit", limit, "refused", n)
+			attrs := []any{"limit", limit, "refused", n}
+			if c := r.caller.Load(); c != nil {
+				attrs = append(attrs, slog.Group("last", named(c)))
+			}
+			s.log.Warn("a limit refuses calls", attrs...)
 			r.told = now
 		}
 	}

@@ -12,7 +12,6 @@
 package service
 
 import (
-	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -64,9 +63,6 @@ type Options struct {
 	// Limits bound what callers can make the server do; zero fields are the
 	// defaults.
 	Limits admission.Limits
-	// LongestWait is how long most goroutines may wait for a processor before
-	// new calls are turned away; zero is admission.DefaultWait.
-	LongestWait time.Duration
 	// Audit gets one event per decision; nil is nobody.
 	Audit *audit.Log
 }
@@ -83,9 +79,7 @@ type Service struct {
 	audit     *audit.Log
 	calls     lastCalls
 	limiter   *limiter
-	// longestWait for a processor; see Options.
-	longestWait time.Duration
-	methods     map[string]*method // by full name; not changed after it is made
+	methods   map[string]*method // by full name; not changed after it is made
 
 	// leaving is closed when streams must end.
 	leaving  chan struct{}
@@ -98,7 +92,7 @@ func New(o Options) (*Service, error) {
 	if err != nil {
 		return nil, fmt.Errorf("compiling the rules of requests: %w", err)
 	}
-	s := &Service{broker: o.Broker, log: o.Logger, validator: validator, health: health.NewServer(), access: o.Authorizer, audit: o.Audit, limiter: newLimiter(o.Limits), longestWait: cmp.Or(o.LongestWait, admission.DefaultWait), leaving: make(chan struct{})}
+	s := &Service{broker: o.Broker, log: o.Logger, validator: validator, health: health.NewServer(), access: o.Authorizer, audit: o.Audit, limiter: newLimiter(o.Limits), leaving: make(chan struct{})}
 
 	s.SetTrust(Trust{})
 
