@@ -15,6 +15,8 @@ PKG ?= ./...
 # For how long chaos runs, and from which seed; empty draws one.
 CHAOSTIME ?= 10m
 CHAOSSEED ?=
+# For how long turnover replaces certificates.
+ROTATIONTIME ?= 1m
 # How many runs kills makes, and from which seed; empty draws one.
 KILLRUNS ?= 1000
 KILLSEED ?=
@@ -73,6 +75,14 @@ kills: ## Kill and stop replicas at every point of a refresh, 1,000 seeded runs.
 	scripts/need.sh redis-server
 	KILLRUNS='$(KILLRUNS)' KILLSEED='$(KILLSEED)' go -C internal/fleet test -tags kills -count=1 -timeout 0 -run TestKills
 
+.PHONY: hostile
+hostile: ## Attack a broker with floods, slow connections and huge messages.
+	go test -tags hostile -count=1 -timeout 20m -v -run 'TestHostile|TestEager' ./cmd/broker ./internal/service
+
+.PHONY: turnover
+turnover: ## Replace certificates every second under load, for ROTATIONTIME.
+	ROTATIONTIME='$(ROTATIONTIME)' go test -count=1 -v -run TestCertificatesTurnOverUnderLoad ./cmd/broker
+
 .PHONY: check
 check: ## Run all that CI runs.
 	$(MAKE) lint
@@ -96,6 +106,7 @@ lint-go: $(TOOLS)
 	go vet -tags conformance ./conformance
 	go vet -tags kills ./internal/fleet
 	go vet -tags mesh ./internal/mesh
+	go vet -tags hostile ./cmd/broker ./internal/service
 	# Generated code is not ours to argue with.
 	bin/staticcheck $$(go list ./... | grep -v '/gen/')
 

@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -198,6 +200,51 @@ func TestAuditWithoutReader(t *testing.T) {
 			}
 			if status := p.stop(); status != 1 || !strings.Contains(p.log.String(), "events were not written") {
 				t.Errorf("exit status %d, and lines are lost\n%s", status, p.log)
+			}
+		})
+	}
+}
+
+// Somebody has standard output and does not read it. The broker goes on, what is
+// lost when it stops is counted, and a stop does not wait for ever.
+func TestAuditThatNobodyReads(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{"continue", "refuse"} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			s := newStage(t)
+			p := &process{t: t, log: &lockedBuffer{}, exited: make(chan struct{})}
+			p.cmd = exec.Command(binary, "serve", "--config", s.config("audit: {stdout: {}, when_unwritable: "+mode+"}"))
+			reader, writer, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer reader.Close()
+			p.cmd.Stdout, p.cmd.Stderr = writer, p.log
+			p.begin()
+			writer.Close()
+			tokens := pb.NewTokenBrokerClient(p.dial())
+			const calls = 1000 // far more than a pipe holds
+			for i := range calls {
+				if _, err := tokens.IssueToken(t.Context(), &pb.IssueTokenRequest{Profile: "invoices"}); err != nil {
+					t.Fatalf("call %d: %v", i, err)
+				}
+			}
+			if status := p.stop(); status != 1 {
+				t.Errorf("exit status %d, and lines are lost", status)
+			}
+			text, err := io.ReadAll(reader)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m := regexp.MustCompile(`(\d+) events were not written`).FindStringSubmatch(p.log.String())
+			if m == nil {
+				t.Fatalf("it is not told how many lines are lost\n%s", p.log)
+			}
+			// What the last attempt has brought into the pipe counts as lost.
+			lost, _ := strconv.Atoi(m[1])
+			if written := strings.Count(string(text), "\n"); lost > calls || written == 0 || written+lost < calls {
+				t.Errorf("%d lines and %d lost ones of %d calls", written, lost, calls)
 			}
 		})
 	}

@@ -18,6 +18,8 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+
+	"github.com/tokenbroker/tokenbroker/internal/oauth"
 )
 
 const defaultAddress = "127.0.0.1:7443"
@@ -129,11 +131,7 @@ func isLocal(address string) bool {
 		return true
 	}
 	host, _, err := net.SplitHostPort(address)
-	if err != nil {
-		return false
-	}
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
+	return err == nil && oauth.IsLoopback(host)
 }
 
 // explain says what a status means to a person, with the details that matter.

@@ -428,7 +428,7 @@ func halfMessages(ctx context.Context, c *testh2.Conn) error {
 		for i := range 4 {
 			part := make([]byte, 15<<10)
 			if i == 0 {
-				part = testh2.Prefixed(256<<10, part[5:])
+				part = testh2.Prefixed(64<<10, part[5:])
 			}
 			if credit, err = send(c, stream, part, credit); err != nil {
 				return err

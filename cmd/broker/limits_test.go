@@ -32,11 +32,18 @@ func TestLimitsAreReloaded(t *testing.T) {
 		_, err := client.WhoAmI(t.Context(), &pb.WhoAmIRequest{})
 		return status.Code(err)
 	}
-	// One call takes the only place, for as long as the endpoint hangs.
+	// One call takes the only place, for as long as the endpoint hangs. Nobody
+	// else asks before it has: one of two that arrive together is refused.
 	ctx, leave := context.WithCancel(t.Context())
 	var calling sync.WaitGroup
 	calling.Go(func() { _, _ = client.IssueToken(ctx, &pb.IssueTokenRequest{Profile: "invoices"}) })
-	p.await("calls are refused", func() bool { return whoami() == codes.ResourceExhausted })
+	p.await("the call is under way", func() bool {
+		_, page := p.get("/metrics")
+		return strings.Contains(page, "token_broker_calls_in_flight 1\n")
+	})
+	if code := whoami(); code != codes.ResourceExhausted {
+		t.Fatalf("a second call: %s", code)
+	}
 	s.limited(t, "calls: 2")
 	p.await("the new limit is in force", func() bool { return whoami() == codes.OK })
 	leave()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net/http"
 	"sync"
 	"time"
 )
@@ -24,11 +25,28 @@ type readiness struct {
 	before   time.Time // when it was asked for before that
 }
 
+// watched notes who asks for /readyz, and passes all requests on. Pages that
+// people look at ask for readiness as well, which is nobody's watch.
+func (r *readiness) watched(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
+		if request.URL.Path == "/readyz" {
+			r.asked()
+		}
+		next.ServeHTTP(w, request)
+	})
+}
+
+// asked notes that somebody watches.
+func (r *readiness) asked() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.before, r.last = r.last, time.Now()
+}
+
 // missing names what stands against answering calls.
 func (r *readiness) missing() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.before, r.last = r.last, time.Now()
 	if r.draining {
 		return []string{"this replica is shutting down"}
 	}

@@ -26,6 +26,7 @@ func TestWhoeverWatchesReadinessHasTimeToNotice(t *testing.T) {
 				var r readiness
 				for _, pause := range c.asked {
 					time.Sleep(pause)
+					r.asked()
 					if missing := r.missing(); len(missing) > 0 {
 						t.Errorf("missing from the beginning: %v", missing)
 					}

@@ -22,6 +22,7 @@ import (
 	"github.com/tokenbroker/tokenbroker/internal/config"
 	"github.com/tokenbroker/tokenbroker/internal/console"
 	"github.com/tokenbroker/tokenbroker/internal/oauth"
+	"github.com/tokenbroker/tokenbroker/internal/serviceaccount"
 	"github.com/tokenbroker/tokenbroker/internal/store"
 )
 
@@ -30,7 +31,7 @@ var holding = []any{
 	broker.Token{}, broker.StoredToken{}, broker.Grant{}, broker.Request{}, broker.CodeExchange{}, broker.Callback{}, broker.ClientSecret{},
 	broker.Consent{}, broker.Result{}, broker.Ticket{}, broker.Redemption{}, broker.Dropped{},
 	oauth.APIRequest{}, oauth.TokenRequest{}, oauth.ProfileConfig{},
-	config.Admin{}, config.Config{}, config.Store{}, store.Access{},
+	config.Admin{}, config.Config{}, config.Store{}, store.Access{}, serviceaccount.Source{}, serviceaccount.Cluster{},
 }
 
 // TestNoStructPrintsItsSecrets fills every exported struct that has room for

@@ -113,10 +113,10 @@ func newServer(o serverOptions) (*server, error) {
 		return nil, err
 	}
 	s.admin = &http.Server{
-		Handler: console.Handler(console.Options{
+		Handler: s.ready.watched(console.Handler(console.Options{
 			Broker: s.broker, Ready: s.missing, Degraded: s.degraded, Gatherer: registry, Version: buildVersion(),
 			Access: o.admin.access(s.access), LastCall: s.service.LastCall, URL: o.admin.url, Logger: o.log, Audit: s.audit,
-		}),
+		})),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      30 * time.Second,

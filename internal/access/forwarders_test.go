@@ -241,6 +241,32 @@ func TestForwardedCallersAreRemembered(t *testing.T) {
 	}
 }
 
+// What one proxy may say in one header is not remembered for another proxy, nor
+// for another header.
+func TestRememberedCallersAreOfOneProxyAndHeader(t *testing.T) {
+	const value, name = "DNS=worker.example.com", "worker.example.com"
+	f := forwarders(t,
+		access.Forwarder{Peers: []string{"unix:uid:1"}, Header: access.EnvoyHeader},
+		access.Forwarder{Peers: []string{"unix:uid:1"}, Header: access.LinkerdHeader},
+		access.Forwarder{Peers: []string{"unix:uid:2"}, Header: access.EnvoyHeader, Callers: []string{"dns:other.example.com"}},
+		access.Forwarder{Peers: []string{"unix:uid:2"}, Header: access.LinkerdHeader},
+	)
+	one, other := &access.Caller{Name: "unix:uid:1", Proof: access.UnixPeer}, &access.Caller{Name: "unix:uid:2", Proof: access.UnixPeer}
+	for header, value := range map[string]string{access.EnvoyHeader: value, access.LinkerdHeader: name} {
+		if c, err := f.Caller(one, header, value); err != nil || c.Name != "dns:"+name || c.Forwarder != one.Name {
+			t.Fatalf("%+v, %v", c, err)
+		}
+	}
+	if c, err := f.Caller(other, access.EnvoyHeader, value); err == nil {
+		t.Errorf("a proxy that may not speak for it in this header: %+v", c)
+	}
+	for header, value := range map[string]string{access.LinkerdHeader: value, access.EnvoyHeader: name} {
+		if c, err := f.Caller(one, header, value); err == nil {
+			t.Errorf("%s with what the other header may say: %+v", header, c)
+		}
+	}
+}
+
 func TestForwardedCallersOfManyConnections(t *testing.T) {
 	f := forwarders(t, envoy())
 	var all sync.WaitGroup

@@ -272,8 +272,11 @@ func (l *list) has(certificate *x509.Certificate) bool {
 	return found
 }
 
+// ErrRevoked is what is wrong with a chain that is not to be believed any more.
+var ErrRevoked = errors.New("has been revoked")
+
 func revoked(certificate *x509.Certificate, l *list) error {
-	return fmt.Errorf("certificate %x has been revoked by %s", certificate.SerialNumber, l.name)
+	return fmt.Errorf("certificate %x %w by %s", certificate.SerialNumber, ErrRevoked, l.name)
 }
 
 // Lists tells what is in use, in the order of the authorities.

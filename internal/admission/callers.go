@@ -22,7 +22,7 @@ const (
 // nobody sets, may decide about rates.
 var epoch = time.Now()
 
-func sinceEpoch() int64 { return int64(time.Since(epoch)) }
+func sinceEpoch(now time.Time) int64 { return int64(now.Sub(epoch)) }
 
 // Callers is what each caller does, by name. It outlives connections, so that a
 // new connection is no fresh burst. The zero value knows nobody.
@@ -59,7 +59,7 @@ func (c *Callers) Of(name string, known *Usage) *Usage {
 
 // makeRoom drops idle callers from a full table, though not with every call.
 func (c *Callers) makeRoom() bool {
-	now := sinceEpoch()
+	now := sinceEpoch(time.Now())
 	if c.tidied != 0 && now-c.tidied < int64(tidyTime) {
 		return false
 	}
@@ -92,7 +92,7 @@ func (c *Callers) Begin(name string, known *Usage, most int) (u *Usage, ok bool)
 func (c *Callers) Tidy() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.drop(sinceEpoch())
+	c.drop(sinceEpoch(time.Now()))
 }
 
 // Len returns how many callers are known.
@@ -141,8 +141,9 @@ type Rate struct {
 const burst = 2 * time.Second
 
 // Take counts a call at the given rate a second. Zero means yes; otherwise
-// nothing was counted, and it is how long to wait.
-func (r *Rate) Take(rate int) time.Duration { return r.take(sinceEpoch(), rate) }
+// nothing was counted, and it is how long to wait. Looking at the clock is the
+// caller's business: it costs more than all of this.
+func (r *Rate) Take(now time.Time, rate int) time.Duration { return r.take(sinceEpoch(now), rate) }
 
 func (r *Rate) take(now int64, rate int) time.Duration {
 	step := int64(time.Second) / int64(rate)
@@ -158,8 +159,9 @@ func (r *Rate) take(now int64, rate int) time.Duration {
 	}
 }
 
-// Wait is what Take would return now; nothing is counted.
-func (r *Rate) Wait(rate int) time.Duration { return r.wait(sinceEpoch(), rate) }
+// Wait is what Take would return; nothing is counted. The earlier now is, the
+// longer the wait.
+func (r *Rate) Wait(now time.Time, rate int) time.Duration { return r.wait(sinceEpoch(now), rate) }
 
 func (r *Rate) wait(now int64, rate int) time.Duration {
 	step := int64(time.Second) / int64(rate)

@@ -106,7 +106,7 @@ func TestCallersAreForgottenWhenIdle(t *testing.T) {
 	var c admission.Callers
 	busy, _ := c.Begin("busy", nil, 1)
 	owing, _ := c.Begin("owing", nil, 1)
-	for owing.Take(1) == 0 {
+	for owing.Take(time.Now(), 1) == 0 {
 	}
 	owing.End()
 	pending := c.Of("pending", nil)
@@ -230,7 +230,7 @@ func BenchmarkCaller(b *testing.B) {
 	var known *admission.Usage
 	for b.Loop() {
 		known, _ = c.Begin("spiffe://prod/ns/batch/sa/invoices", known, 10)
-		known.Take(5000)
+		known.Take(time.Now(), 5000)
 		known.End()
 	}
 }

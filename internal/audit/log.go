@@ -141,13 +141,13 @@ func signal(c chan struct{}) {
 // taken, and allocates nothing.
 func (l *Log) Record(e *Event) {
 	if l != nil {
-		l.add(e, 0)
+		l.add(e, false)
 	}
 }
 
 // Place is room in the buffer that is kept for one event. The zero Place is
 // none.
-type Place struct{ kept int }
+type Place struct{ kept bool }
 
 // Ready returns why calls must be refused: lines cannot be written, and the
 // operator would rather have no answers than answers without a trace. Nil in
@@ -189,7 +189,7 @@ func (l *Log) Reserve() (Place, error) {
 		return Place{}, err
 	}
 	l.reserved++
-	return Place{kept: 1}, nil
+	return Place{kept: true}, nil
 }
 
 // Fill records an event in its place, where it cannot be lost to others; without
@@ -205,22 +205,24 @@ func (l *Log) Fill(p *Place, e *Event) {
 
 // Release gives back a place that was not filled.
 func (l *Log) Release(p *Place) {
-	if l == nil || p.kept == 0 {
+	if l == nil || !p.kept {
 		return
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.reserved -= p.kept
+	l.reserved--
 	*p = Place{}
 }
 
 // add puts an event into the buffer, in one of the places that are kept.
-func (l *Log) add(e *Event, kept int) {
+func (l *Log) add(e *Event, kept bool) {
 	weight := e.weight()
 	l.mu.Lock()
 	l.recorded++
-	l.reserved -= kept
-	if l.closed || l.n+l.reserved >= len(l.ring) || kept == 0 && l.held+weight > mostHeld {
+	if kept {
+		l.reserved--
+	}
+	if l.closed || l.n+l.reserved >= len(l.ring) || !kept && l.held+weight > mostHeld {
 		l.lost++
 		l.untold++
 		first := l.untold == 1

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
 	"net/url"
 	"path"
 	"slices"
@@ -132,8 +131,7 @@ func (l *load) checkPort(at, address string) {
 
 func isLoopback(address string) bool {
 	host, _, _ := net.SplitHostPort(address)
-	ip, err := netip.ParseAddr(host)
-	return host == "localhost" || err == nil && ip.IsLoopback()
+	return oauth.IsLoopback(host)
 }
 
 func logging(message *configv1.Log) Log {

@@ -74,8 +74,7 @@ func (c *console) identify(r *http.Request) (*operator, *problem) {
 		}
 	}
 	if a.Certificate != nil && r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
-		leaf := r.TLS.VerifiedChains[0][0]
-		holder := a.Certificate(leaf)
+		holder := a.Certificate(r.TLS.VerifiedChains[0][0])
 		if holder == nil {
 			return nil, nobodysCertificate()
 		}

@@ -3,8 +3,10 @@ package console_test
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -169,6 +171,10 @@ func TestDoors(t *testing.T) {
 		"certificate, two DNS":            {withCertificates, certificate(&x509.Certificate{DNSNames: []string{"ops.example.com", "b"}}), 403},
 		"certificate, common name only":   {withCertificates, certificate(commonName), 403},
 		"certificate, ended since":        {withCertificates, certificate(&x509.Certificate{URIs: uris("spiffe://prod/ops"), NotAfter: time.Now().Add(-time.Second)}), 403},
+		"certificate, its authority ended since": {withCertificates, func(r *http.Request) {
+			certificate(&x509.Certificate{URIs: uris("spiffe://prod/ops")})(r)
+			r.TLS.VerifiedChains[0] = append(r.TLS.VerifiedChains[0], &x509.Certificate{NotAfter: time.Now().Add(-time.Second)})
+		}, 403},
 		"certificate, none, though local": {withCertificates, none, 403},
 		"certificate, not verified": {withCertificates, func(r *http.Request) {
 			r.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{{URIs: uris("spiffe://prod/ops")}}}
@@ -229,6 +235,56 @@ func TestOperatorsSeeTheirProfilesOnly(t *testing.T) {
 	if did := r.broker.took(); len(did) > 0 {
 		t.Errorf("something was done: %v", did)
 	}
+}
+
+// What exists cannot be told from what does not: by no part of the answer, and
+// not by the time that it takes.
+func TestForbiddenAndUnknownPagesLookAlike(t *testing.T) {
+	// The names have one length. Who comes may do something, elsewhere.
+	r := newRig(t, newFake(codeProfile("review"), codeProfile("second")), withCertificates)
+	mine := certificate(&x509.Certificate{URIs: uris("spiffe://prod/ops")})
+	same := header("X-Request-Id", "same")
+	paths := map[string]func(string) *http.Request{
+		"page": func(name string) *http.Request { return request(http.MethodGet, "/profiles/"+name, mine, same) },
+	}
+	for _, action := range []string{"authorize", "refresh", "reset"} {
+		paths[action] = func(name string) *http.Request { return post("/profiles/"+name+"/"+action, nil, mine, same) }
+	}
+	for what, ask := range paths {
+		t.Run(what, func(t *testing.T) {
+			forbidden, its := r.do(ask("second"))
+			unknown, other := r.do(ask("absent"))
+			if forbidden.StatusCode != http.StatusNotFound || unknown.StatusCode != http.StatusNotFound || !maps.EqualFunc(forbidden.Header, unknown.Header, slices.Equal) || its != other {
+				t.Errorf("forbidden: %d %v\n%s\nunknown: %d %v\n%s", forbidden.StatusCode, forbidden.Header, its, unknown.StatusCode, unknown.Header, other)
+			}
+			const bound = 1.25
+			var ratio float64
+			for range 5 {
+				if ratio = longer(func() { r.do(ask("second")) }, func() { r.do(ask("absent")) }); ratio < bound && ratio > 1/bound {
+					return
+				}
+			}
+			t.Errorf("the page of a forbidden profile takes %.2f times what that of an unknown one takes", ratio)
+		})
+	}
+	once := func() { r.do(paths["page"]("second")) }
+	if ratio := longer(func() { once(); once() }, once); ratio < 1.25 {
+		t.Errorf("two pages take %.2f times what one takes: the measurement shows nothing", ratio)
+	}
+}
+
+// longer is how many times longer a takes than b, by their medians.
+func longer(a, b func()) float64 {
+	const samples = 101
+	var took [2][]time.Duration
+	for i := range 2 * samples {
+		began := time.Now()
+		[]func(){a, b}[i%2]()
+		took[i%2] = append(took[i%2], time.Since(began))
+	}
+	slices.Sort(took[0])
+	slices.Sort(took[1])
+	return float64(took[0][samples/2]) / float64(took[1][samples/2])
 }
 
 // TestSession logs in, and tries cookies that are none.

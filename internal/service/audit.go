@@ -45,8 +45,8 @@ func (s *Service) record(ctx context.Context, method, outcome string) {
 	o := &c.outcome
 	e := audit.Event{
 		Time: time.Now(), Door: "grpc", Method: method,
-		Profile: o.profile, Operation: o.operation.String(), Scopes: o.scopes, Job: o.job,
-		Allowed: o.decision.Allowed && outcome != unknownProfile, Rule: o.decision.By(), Outcome: outcome, TokenID: o.tokenID, Source: o.source,
+		Profile: o.profile, Operation: o.operation.String(), Scopes: c.asked(), Job: o.job,
+		Allowed: o.decision.Allowed && outcome != unknownProfile, Rule: o.decision.By(), Outcome: outcome, TokenID: o.tokenID, Source: o.source.String(),
 		RequestID: c.id, TraceID: c.trace,
 	}
 	if o.operation == 0 {
@@ -58,10 +58,18 @@ func (s *Service) record(ctx context.Context, method, outcome string) {
 	case c.peer != nil: // who has forged a header, for example
 		e.PeerName = c.peer.Name
 	}
-	if a := remote(ctx); a != nil {
+	if a := remote(ctx); a != nil && a.Network() != "unix" { // where there are no addresses
 		e.Peer = a
 	}
 	s.audit.Fill(&c.place, &e)
+}
+
+// asked are the scopes that the caller names; nil if it names none.
+func (c *call) asked() []string {
+	if c.named {
+		return c.scopes
+	}
+	return nil
 }
 
 // unknownProfile is the outcome of a call that a rule allows, on a profile that

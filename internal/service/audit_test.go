@@ -21,8 +21,10 @@ import (
 	"google.golang.org/grpc/codes"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	"github.com/tokenbroker/tokenbroker/internal/access"
+	"github.com/tokenbroker/tokenbroker/internal/admission"
 	"github.com/tokenbroker/tokenbroker/internal/audit"
 	"github.com/tokenbroker/tokenbroker/internal/testca"
 	"github.com/tokenbroker/tokenbroker/internal/vantage/sandbox"
@@ -246,6 +248,46 @@ func TestAuditOfAFailureAfterTheDecision(t *testing.T) {
 }
 
 // What callers make up reaches the log escaped, or not at all.
+func TestAuditOfUnixPeers(t *testing.T) {
+	log := newAuditFile(t)
+	me := fmt.Sprintf("unix:uid:%d", os.Getuid())
+	r := newRig(t, rigOptions{socket: true, audit: log.Log, policy: []access.Rule{{Callers: []string{me}, Profiles: []string{"invoices"}, Allow: []string{"issue"}}}})
+	if _, err := r.tokens().IssueToken(t.Context(), &pb.IssueTokenRequest{Profile: "invoices"}); err != nil {
+		t.Fatal(err)
+	}
+	if e := log.next(1)[0]; e["caller"] != me || e["proof"] != "unix_peer" || e["outcome"] != "ok" || e["peer"] != nil {
+		t.Errorf("%v; want the user and no address", e)
+	}
+}
+
+// What a limit refuses was not decided, and leaves no line: a flood would push
+// the others out.
+func TestAuditOfThrottledCalls(t *testing.T) {
+	a, log := testca.New(t), newAuditFile(t)
+	r := newRig(t, rigOptions{tls: func() *tls.Config { return serverOf(a) }, audit: log.Log, limits: admission.Limits{CallerRate: 1}, policy: []access.Rule{
+		{Callers: []string{"dns:worker.example.com"}, Profiles: []string{"invoices"}, Allow: []string{"issue"}},
+	}})
+	tokens := pb.NewTokenBrokerClient(r.dial(clientOf(a, testca.Named("worker.example.com"))))
+	served := 0
+	for range 20 {
+		switch _, err := tokens.IssueToken(t.Context(), &pb.IssueTokenRequest{Profile: "invoices"}); status.Code(err) {
+		case codes.OK:
+			served++
+		case codes.ResourceExhausted:
+		default:
+			t.Fatal(err)
+		}
+	}
+	if served == 20 {
+		t.Fatal("nothing was refused")
+	}
+	for _, e := range log.next(served) {
+		if e["decision"] != "allow" || e["outcome"] != "ok" {
+			t.Errorf("%v", e)
+		}
+	}
+}
+
 func TestAuditOfHostileHeaders(t *testing.T) {
 	log := newAuditFile(t)
 	r := newRig(t, rigOptions{audit: log.Log})
@@ -434,8 +476,18 @@ func TestEveryTokenHasALine(t *testing.T) {
 func TestFailedHandshakes(t *testing.T) {
 	a, other := testca.New(t), testca.New(t)
 	var late atomic.Bool
+	bad := a.Leaf(testca.Named("w"))
+	revocations := access.NewRevocations([]*x509.Certificate{a.Certificate()})
+	list, err := x509.ParseRevocationList(a.RevocationList(nil, bad.Leaf))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := revocations.Add(list); err != nil {
+		t.Fatal(err)
+	}
 	r := newRig(t, rigOptions{tls: func() *tls.Config {
 		c := serverOf(a)
+		c.VerifyConnection = func(s tls.ConnectionState) error { return revocations.CheckChains(s.VerifiedChains) }
 		if late.Load() {
 			c.Time = func() time.Time { return time.Now().Add(24 * time.Hour) }
 		}
@@ -466,6 +518,9 @@ func TestFailedHandshakes(t *testing.T) {
 			defer late.Store(false)
 			shake(clientOf(a, testca.Named("w")))
 		}},
+		{"revoked", func() {
+			shake(&tls.Config{RootCAs: a.Pool(), ServerName: "127.0.0.1", Certificates: []tls.Certificate{bad}})
+		}},
 		{"unfit_certificate", func() {
 			shake(clientOf(a, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }))
 		}},
@@ -490,11 +545,11 @@ func TestFailedHandshakes(t *testing.T) {
 			eventually(t, "it is counted", func() bool { return failedHandshakes(t, r.metrics)[c.reason] == before[c.reason]+1 })
 		})
 	}
-	if n := len(failedHandshakes(t, r.metrics)); n != 11 {
+	if n := len(failedHandshakes(t, r.metrics)); n != 12 {
 		t.Errorf("%d reasons", n)
 	}
 	lines := strings.Count(r.log.String(), `"msg":"connection turned away"`)
-	if lines == 0 || lines > 8 || !strings.Contains(r.log.String(), `"peer":"127.0.0.1:`) || !strings.Contains(r.log.String(), `"reason":"no_certificate"`) {
+	if lines == 0 || lines > 9 || !strings.Contains(r.log.String(), `"peer":"127.0.0.1:`) || !strings.Contains(r.log.String(), `"reason":"no_certificate"`) {
 		t.Errorf("%d lines:\n%s", lines, r.log)
 	}
 	before := strings.Count(r.log.String(), `"msg":"connection turned away"`)

@@ -49,7 +49,7 @@ func TestBadInput(t *testing.T) {
 	text := func(field protowire.Number, s string) []byte {
 		return protowire.AppendString(protowire.AppendTag(nil, field, protowire.BytesType), s)
 	}
-	large := strings.Repeat("a", 300<<10)
+	large := strings.Repeat("a", 70<<10)
 
 	for name, c := range map[string]struct {
 		err    error
@@ -208,7 +208,7 @@ func TestAnswersToBadRequestsAreSmall(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	for _, n := range []int{11, 100, 101, 60_000} {
+	for _, n := range []int{11, 100, 101, 15_000} {
 		scopes := make([]string, n)
 		for i := range scopes {
 			scopes[i] = " " + string(rune('a'+i%26))
@@ -258,7 +258,7 @@ func TestLargestRequestIsRead(t *testing.T) {
 	for i := range q.Scopes {
 		q.Scopes[i] += strings.Repeat("s", 256-len(q.Scopes[i]))
 	}
-	if size := proto.Size(q); size < 26_000 || size > 256<<10/9 {
+	if size := proto.Size(q); size < 26_000 || size > 64<<10/2 {
 		t.Errorf("it has %d bytes", size)
 	}
 	_, err := pb.NewTokenBrokerClient(r.dial(nil)).RefreshToken(t.Context(), q)

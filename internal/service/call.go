@@ -8,12 +8,14 @@ import (
 	"sync/atomic"
 	"time"
 
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/tap"
 
 	"github.com/tokenbroker/tokenbroker/internal/access"
 	"github.com/tokenbroker/tokenbroker/internal/admission"
 	"github.com/tokenbroker/tokenbroker/internal/audit"
+	"github.com/tokenbroker/tokenbroker/internal/broker"
 )
 
 // Headers that are read from callers.
@@ -36,8 +38,8 @@ type call struct {
 	peer *access.Caller
 	// certified is the peer's certificate; nil if it has shown none.
 	certified *certified
-	// What the headers claim; see identify.
-	authorization, envoy, linkerd []string
+	// headers as they came; nothing changes them. What they claim is for identify.
+	headers metadata.MD
 
 	// caller that asks; nil until identify has found out, by this trust.
 	caller *access.Caller
@@ -53,33 +55,40 @@ type call struct {
 
 	// outcome is what the handler found out about the call, for the audit log.
 	outcome outcome
-	// place that the audit log keeps for it, if it does; see reserve.
-	place audit.Place
 
 	method  *method          // nil: there is no such method
 	waiter  waiter           // its place among the calls that have arrived
 	counted *admission.Usage // that counts it as under way; nil if none does
 	// refused is why the call is not let in, if it could not be told on arrival.
 	refused *refusal
-	// throttled says that a limit ended the call, before anything was decided.
-	throttled bool
 	// cancel ends the call's own deadline; nil if it has none.
 	cancel context.CancelFunc
-	// late ends a stream whose request does not come, and says so in lapsed; nil
-	// for others.
-	late   *time.Timer
-	lapsed atomic.Bool
+	late   *late // of a stream; nil for others
+
+	// These are side by side because calls are many, and so are smaller.
+
+	// named says that the scopes are what the caller names.
+	named bool
+	// throttled says that a limit ended the call, before anything was decided.
+	throttled bool
+	// place that the audit log keeps for it, if it does; see reserve.
+	place audit.Place
+}
+
+// late ends a stream whose request does not come.
+type late struct {
+	*time.Timer
+	lapsed atomic.Bool // it has ended the stream
 }
 
 // outcome is what came of a call.
 type outcome struct {
 	profile   string
-	operation access.Operation // zero: the call did not come to a decision
-	scopes    []string
 	job       string
-	decision  access.Decision
 	tokenID   string
-	source    string
+	decision  access.Decision
+	source    broker.Source    // zero: no token was handed out
+	operation access.Operation // zero: the call did not come to a decision
 }
 
 type callKey struct{}
@@ -95,7 +104,7 @@ func (c *call) Value(key any) any {
 // Err implements context.Context.
 func (c *call) Err() error {
 	err := c.Context.Err()
-	if err != nil && c.lapsed.Load() {
+	if err != nil && c.late != nil && c.late.lapsed.Load() {
 		return context.DeadlineExceeded // it is no caller who has cancelled it
 	}
 	return err
@@ -112,12 +121,10 @@ func callFrom(ctx context.Context) *call {
 func (s *Service) arrive(ctx context.Context, info *tap.Info) (context.Context, error) {
 	h := info.Header
 	c := &call{
-		Context:       ctx,
-		authorization: h[authorizationHeader],
-		envoy:         h[access.EnvoyHeader],
-		linkerd:       h[access.LinkerdHeader],
-		trace:         traceID(h[traceHeader]),
-		method:        s.methods[info.FullMethodName],
+		Context: ctx,
+		headers: h,
+		trace:   traceID(h[traceHeader]),
+		method:  s.methods[info.FullMethodName],
 	}
 	c.peer, c.certified = other(ctx)
 	if ids := h[requestIDHeader]; len(ids) == 1 && harmless(ids[0]) {
@@ -131,10 +138,10 @@ func (s *Service) arrive(ctx context.Context, info *tap.Info) (context.Context, 
 		if !ok || time.Until(deadline) <= earlyDeadline {
 			return nil, s.turnAway(c, info.FullMethodName, r)
 		}
-		c.refused = r
+		s.limiter.refusedLater(c, r)
 	}
 	s.hurry(c)
-	if c.refused == nil {
+	if c.waiter.gauge != nil {
 		s.limiter.room.wait(c)
 	}
 	return c, nil
@@ -155,18 +162,24 @@ func (s *Service) turnAway(c *call, method string, r *refusal) error {
 func (s *Service) hurry(c *call) {
 	longest := c.method.longest(s.limiter.limits.Load().Deadline)
 	switch {
+	case c.refused != nil && c.waiter.gauge == nil:
+		longest = noMessage
 	case c.refused != nil:
 		longest = lateMessage
 	case c.method.stream:
 		// Only its request has a time: what may come after has none.
-		c.Context, c.cancel = context.WithCancel(c.Context)
-		c.late = time.AfterFunc(firstMessage, func() {
-			c.lapsed.Store(true)
-			c.cancel()
+		ctx, cancel := context.WithCancel(c.Context)
+		l := &late{}
+		l.Timer = time.AfterFunc(firstMessage, func() {
+			l.lapsed.Store(true)
+			cancel()
 		})
+		c.Context, c.late = ctx, l
 		return
 	}
-	if deadline, ok := c.Deadline(); !ok || time.Until(deadline) > longest {
+	// A look at the clock costs as much as all else here. One that is behind makes
+	// the caller's deadline look further away: at worst both are kept.
+	if deadline, ok := c.Deadline(); !ok || deadline.Sub(*s.limiter.lately.Load()) > longest {
 		c.Context, c.cancel = context.WithTimeout(c.Context, longest)
 	}
 }

@@ -11,15 +11,15 @@ import (
 )
 
 const (
-	// largestRequest is ten times what the largest valid request for a token
-	// takes. The lists of CreateClient could be longer, if each had a hundred
-	// addresses of 2,048 characters.
-	largestRequest = 256 << 10
+	// largestRequest is more than twice what the largest valid request for a
+	// token takes. The lists of CreateClient could be longer, if they had dozens
+	// of addresses of 2,048 characters.
+	largestRequest = 64 << 10
 	// largestReceived is what is read of a message at all; gRPC itself refuses
 	// more. Between the two, a request still gets an answer that says what is
 	// wrong with it. It bounds what a caller can make the server hold with
 	// messages that it sends half of: see docs/limits.md.
-	largestReceived = largestRequest + 64<<10
+	largestReceived = largestRequest + 16<<10
 )
 
 // codec decodes requests, and marks those of ours that it cannot decode instead
@@ -65,7 +65,7 @@ func isOurs(m proto.Message) bool {
 func undecoded(m proto.Message) string {
 	switch unknown := m.ProtoReflect().GetUnknown(); {
 	case bytes.Equal(unknown, tooLarge):
-		return "the message is larger than 256 KiB, the most that is accepted"
+		return "the message is larger than 64 KiB, the most that is accepted"
 	case bytes.Equal(unknown, garbled):
 		return "not a valid protobuf message: a string with invalid UTF-8, or bytes that a broken client or another schema wrote"
 	}

@@ -8,6 +8,8 @@ import (
 	"google.golang.org/grpc/tap"
 
 	"github.com/tokenbroker/tokenbroker/internal/admission"
+
+	pb "github.com/tokenbroker/tokenbroker/gen/tokenbroker/v1"
 )
 
 // Every method has a deadline, but for streams; and a caller's own stays if it
@@ -64,5 +66,40 @@ func TestDeadlines(t *testing.T) {
 	s.limiter.room.sweep()
 	if n := s.limiter.calls.Now() + s.limiter.health.Now(); n != 0 {
 		t.Errorf("%d calls are under way", n)
+	}
+}
+
+// A call that is refused after its message does not wait for that as long as it
+// likes, and no more than so many do.
+func TestRefusedCallsDoNotWait(t *testing.T) {
+	s := newBench(t, nil)
+	s.SetLimits(admission.Limits{Calls: 1})
+	ctx, end := context.WithTimeout(called(t.Context()), time.Hour)
+	defer end()
+	const first = 1
+	for n := range first + mostLate + 100 {
+		ctx, err := s.arrive(ctx, &tap.Info{FullMethodName: pb.TokenBroker_IssueToken_FullMethodName})
+		if err != nil {
+			t.Fatalf("call %d: %v", n, err)
+		}
+		want := lateMessage
+		switch {
+		case n < first:
+			want = time.Minute
+		case n >= first+mostLate:
+			want = noMessage
+		}
+		deadline, _ := ctx.Deadline()
+		if left := time.Until(deadline); left > want {
+			t.Fatalf("call %d has %s, want %s at most", n, left, want)
+		}
+	}
+	if n := s.limiter.late.Now(); n != mostLate {
+		t.Errorf("%d calls wait to be refused, want %d", n, mostLate)
+	}
+	end()
+	s.limiter.room.sweep()
+	if n := s.limiter.late.Now() + s.limiter.calls.Now(); n != 0 {
+		t.Errorf("%d calls are still counted", n)
 	}
 }

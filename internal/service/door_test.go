@@ -423,6 +423,22 @@ func TestNoPolicyMeansNothingForUnixPeers(t *testing.T) {
 	r.wantRequests(0)
 }
 
+// A unix peer is in the groups of its process, and in no other.
+func TestUnixPeersAreInTheirGroups(t *testing.T) {
+	const nobodys = 4_000_000_000
+	groups, err := os.Getgroups()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for gid, code := range map[int]codes.Code{os.Getgid(): codes.OK, nobodys: codes.PermissionDenied} {
+		r := newRig(t, rigOptions{socket: true, policy: []access.Rule{{Callers: []string{fmt.Sprintf("unix:gid:%d", gid)}, Profiles: []string{"invoices"}, Allow: []string{"issue"}}}})
+		_, err := r.tokens().IssueToken(t.Context(), &pb.IssueTokenRequest{Profile: "invoices"})
+		if d := detailsOf(err); d.code != code {
+			t.Errorf("group %d of %d and %v: %v", gid, os.Getgid(), groups, err)
+		}
+	}
+}
+
 // A connection lives on when its certificate ends; its calls are refused.
 func TestCertificateEndsUnderAnOpenConnection(t *testing.T) {
 	t.Parallel()
@@ -449,6 +465,43 @@ func TestCertificateEndsUnderAnOpenConnection(t *testing.T) {
 		t.Error(d.text)
 	}
 	r.wantRequests(1)
+}
+
+// A connection lives on when its certificate is revoked; its calls are refused,
+// and nobody else's.
+func TestCertificateIsRevokedUnderAnOpenConnection(t *testing.T) {
+	a := testca.New(t)
+	r := newRig(t, rigOptions{tls: func() *tls.Config { return serverOf(a) }, policy: []access.Rule{{Callers: []string{"dns:worker.example.com"}, Profiles: []string{"*"}, Allow: []string{"issue"}}}})
+	bad := a.Leaf(testca.Named("worker.example.com"))
+	settings := clientOf(a, nil)
+	settings.Certificates = []tls.Certificate{bad}
+	good, revoked := pb.NewTokenBrokerClient(r.dial(clientOf(a, testca.Named("worker.example.com")))), pb.NewTokenBrokerClient(r.dial(settings))
+	ask := func(c pb.TokenBrokerClient) error {
+		_, err := c.IssueToken(t.Context(), &pb.IssueTokenRequest{Profile: "invoices"})
+		return err
+	}
+	if err := errors.Join(ask(good), ask(revoked)); err != nil {
+		t.Fatal(err)
+	}
+	list, err := x509.ParseRevocationList(a.RevocationList(nil, bad.Leaf))
+	if err != nil {
+		t.Fatal(err)
+	}
+	revocations := access.NewRevocations([]*x509.Certificate{a.Certificate()})
+	if err := revocations.Add(list); err != nil {
+		t.Fatal(err)
+	}
+	r.service.SetTrust(service.Trust{Revocations: revocations})
+	if d := wantFailure(t, ask(revoked), codes.Unauthenticated, "CALLER_UNKNOWN", ""); !strings.Contains(d.text, "has been revoked") {
+		t.Error(d.text)
+	}
+	if err := ask(good); err != nil {
+		t.Error(err)
+	}
+	r.service.SetTrust(service.Trust{})
+	if err := ask(revoked); err != nil {
+		t.Errorf("without the list: %v", err)
+	}
 }
 
 // What is believed changes for open connections.

@@ -16,6 +16,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/credentials"
+
+	"github.com/tokenbroker/tokenbroker/internal/access"
 )
 
 // handshakes tells of connections that are turned away before there is a call:
@@ -32,7 +34,7 @@ type handshakes struct {
 
 // handshakeReasons are all there are.
 var handshakeReasons = []string{
-	"no_certificate", "unknown_authority", "expired", "unfit_certificate", "client_refused", "no_tls", "tls_version", "closed", "timeout", "not_local", "other",
+	"no_certificate", "unknown_authority", "expired", "revoked", "unfit_certificate", "client_refused", "no_tls", "tls_version", "closed", "timeout", "not_local", "other",
 }
 
 func newHandshakes(log *slog.Logger) *handshakes {
@@ -61,6 +63,8 @@ func handshakeReason(err error) string {
 		return "unknown_authority"
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return "expired"
+	case errors.Is(err, access.ErrRevoked):
+		return "revoked"
 	case errors.As(err, &invalid), errors.As(err, &unverified):
 		return "unfit_certificate"
 	case errors.As(err, &record):

@@ -102,11 +102,12 @@ func (c *call) known(trust *trusted) (*access.Caller, error) {
 			return nil, err
 		}
 	}
+	authorization := c.headers[authorizationHeader]
 	switch {
-	case len(c.envoy)+len(c.linkerd) > 0 || trust.Forwarders.List(c.peer):
+	case len(c.headers[access.EnvoyHeader])+len(c.headers[access.LinkerdHeader]) > 0 || trust.Forwarders.List(c.peer):
 		return c.forwarded(trust)
-	case len(c.authorization) > 0:
-		return c.authorized(trust)
+	case len(authorization) > 0:
+		return c.authorized(trust, authorization)
 	case c.peer == nil && c.certified != nil:
 		return nil, unknown("no acceptable identity: the client certificate must carry exactly one URI SAN, or no URI SAN and exactly one DNS SAN, and "+
 			"a name in it that has one spelling; the common name is not looked at", c.certified.nobody)
@@ -135,15 +136,16 @@ func (c *call) provenUntil(trust *trusted) (time.Time, error) {
 
 // forwarded finds the caller whom a proxy speaks for.
 func (c *call) forwarded(trust *trusted) (*access.Caller, error) {
-	header, values := access.EnvoyHeader, c.envoy
+	envoy, linkerd := c.headers[access.EnvoyHeader], c.headers[access.LinkerdHeader]
+	header, values := access.EnvoyHeader, envoy
 	if len(values) == 0 {
-		header, values = access.LinkerdHeader, c.linkerd
+		header, values = access.LinkerdHeader, linkerd
 	}
 	switch {
 	case c.peer == nil:
 		return nil, unknown(header+" says who is behind a proxy, which must prove who it is itself: "+
 			"by a client certificate with exactly one URI SAN, or else exactly one DNS SAN, or over a unix socket", nil)
-	case len(c.envoy) > 0 && len(c.linkerd) > 0:
+	case len(envoy) > 0 && len(linkerd) > 0:
 		return nil, unknown(fmt.Sprintf("%s and %s each say who is behind the proxy %s: have it set one of them and remove the other",
 			access.EnvoyHeader, access.LinkerdHeader, c.peer.Name), nil)
 	case len(values) > 0 && !trust.Forwarders.Believes(c.peer, header):
@@ -154,7 +156,7 @@ func (c *call) forwarded(trust *trusted) (*access.Caller, error) {
 			"a proxy has no rights of its own", c.peer.Name, strings.Join(trust.Forwarders.Headers(c.peer), " or ")), nil)
 	case len(values) > 1:
 		return nil, unknown(fmt.Sprintf("the proxy %s has sent %s more than once: have it replace what its callers send", c.peer.Name, header), nil)
-	case len(c.authorization) > 0:
+	case len(c.headers[authorizationHeader]) > 0:
 		return nil, unknown(fmt.Sprintf("the proxy %s says in %s who is behind it, and there is a bearer token as well: send one of them", c.peer.Name, header), nil)
 	}
 	caller, err := trust.Forwarders.Caller(c.peer, header, values[0])
@@ -167,14 +169,14 @@ func (c *call) forwarded(trust *trusted) (*access.Caller, error) {
 // authorized finds the caller whom a bearer token proves. Whoever shows a
 // certificate is known by that alone: which of the two the policy should judge
 // nobody has said.
-func (c *call) authorized(trust *trusted) (*access.Caller, error) {
+func (c *call) authorized(trust *trusted, authorization []string) (*access.Caller, error) {
 	if c.certified != nil {
 		return nil, unknown("there is a client certificate and a bearer token, which may prove two different callers: send one of them", nil)
 	}
 	if trust.ServiceAccounts == nil {
 		return nil, unknown("there is a bearer token, and this broker accepts none: service_accounts is not configured; send none, or have the broker's operators configure it", nil)
 	}
-	token, why := bearer(c.authorization)
+	token, why := bearer(authorization)
 	if why != "" {
 		return nil, unknown(why, nil)
 	}

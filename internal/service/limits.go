@@ -41,9 +41,13 @@ const (
 	// earlyDeadline and lateMessage: grpc-go keeps a timer of every call that
 	// was refused on arrival until the deadline of its caller, some 400 bytes.
 	// A call whose deadline is further away than this is refused after its
-	// message, for which it has this long.
+	// message, for which it has this long. That holds for mostLate calls at a
+	// time; more have next to no time, and get DEADLINE_EXCEEDED if their message
+	// has not come with the headers.
 	earlyDeadline = 10 * time.Second
 	lateMessage   = time.Second
+	noMessage     = time.Millisecond
+	mostLate      = 1000
 	// firstMessage is how long the request of a stream may take.
 	firstMessage = 10 * time.Second
 	// tellTime is how often the log tells of refusals, limit by limit.
@@ -54,15 +58,23 @@ const (
 
 // limiter holds calls to the limits.
 type limiter struct {
-	limits   atomic.Pointer[admission.Limits]
-	callers  admission.Callers
+	limits  atomic.Pointer[admission.Limits]
+	callers admission.Callers
+	// nobody is shared by all whose connection proves nothing: theirs are the
+	// calls that a token may prove, or nothing.
+	nobody   admission.Usage
 	overload admission.Overload
 	calls    admission.Gauge
 	// health has its own gauge, so that whoever asks for health while all else
 	// is refused gets an answer; as many as there may be connections is enough.
 	health admission.Gauge
-	room   room
-	swept  atomic.Int64 // when, in ns since the epoch
+	// late are the calls that are refused after their messages.
+	late  admission.Gauge
+	room  room
+	swept atomic.Pointer[time.Time]
+	// lately is a time that has just been: at most a second ago while all is
+	// well. Calls look at it where it does not matter if it is behind.
+	lately atomic.Pointer[time.Time]
 
 	counts  map[string]*refusals // by limit; not changed after it is made
 	metrics []prometheus.Collector
@@ -82,6 +94,9 @@ func newLimiter(l admission.Limits) *limiter {
 	m := &limiter{counts: map[string]*refusals{}}
 	l = l.WithDefaults()
 	m.limits.Store(&l)
+	now := time.Now()
+	m.lately.Store(&now)
+	m.swept.Store(&time.Time{})
 	refused := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "calls_refused_total", Help: "Calls, and connections, that were refused by a limit of server.limits, or because the process could not keep up.",
 	}, []string{"limit"})
@@ -165,13 +180,14 @@ func (m *limiter) arrived(c *call) *refusal {
 		// its connection. Whoever asks too often is told so with all that a
 		// client can use, at the end of its call; who does not listen gets a
 		// short answer, before anything is set aside.
-		if c.claimsNothing() {
-			if wait := u.Wait(l.CallerRate); wait > 0 && u.Refusals.Take(l.CallerRate) > 0 {
+		if c.peer != nil && u.Wait(*m.lately.Load(), l.CallerRate) > 0 && c.claimsNothing() {
+			now := time.Now() // which may be later
+			if wait := u.Wait(now, l.CallerRate); wait > 0 && u.Refusals.Take(now, l.CallerRate) > 0 {
 				return m.tooOften(c.peer, l.CallerRate, wait)
 			}
 		}
 		if most := max(l.Calls/pendingPart, min(l.Calls, leastPending)); !m.enter(&u.Pending, most) {
-			return m.refuse(limitCallerCalls, broker.ReasonCallerThrottled, later(), "on the connections of %s %d calls wait for their messages: send messages with their headers", c.peer.Name, most)
+			return m.refuse(limitCallerCalls, broker.ReasonCallerThrottled, later(), "on the connections of %s %d calls wait for their messages: send messages with their headers", c.peerName(), most)
 		}
 	}
 	if !m.enter(&m.calls, l.Calls) {
@@ -185,6 +201,14 @@ func (m *limiter) arrived(c *call) *refusal {
 	}
 	c.waiter.gauge, c.waiter.peer = &m.calls, u
 	return nil
+}
+
+// refusedLater has the call refused when its message has come.
+func (m *limiter) refusedLater(c *call, r *refusal) {
+	c.refused = r
+	if m.enter(&m.late, mostLate) {
+		c.waiter.gauge = &m.late
+	}
 }
 
 // enter is sure that what fills the gauge is still there.
@@ -205,9 +229,9 @@ func leave(u *admission.Usage) {
 // sweep stops counting calls that ended before they came to their handlers. It
 // goes through all that wait, so not at every call of a flood.
 func (m *limiter) sweep() {
-	now := time.Now().UnixNano()
+	now := time.Now()
 	was := m.swept.Load()
-	if now-was < int64(10*time.Millisecond) || !m.swept.CompareAndSwap(was, now) {
+	if now.Sub(*was) < 10*time.Millisecond || !m.swept.CompareAndSwap(was, &now) {
 		return
 	}
 	m.room.sweep()
@@ -215,7 +239,10 @@ func (m *limiter) sweep() {
 
 // usageOf is what the caller does; nil if nobody counts it.
 func (m *limiter) usageOf(c *access.Caller, known *admission.Usage) *admission.Usage {
-	if c == nil || c.Name == access.Anonymous {
+	switch {
+	case c == nil:
+		return &m.nobody
+	case c.Name == access.Anonymous:
 		return nil
 	}
 	u := m.callers.Of(c.Name, known)
@@ -234,9 +261,17 @@ func (c *call) usage() (*admission.Usage, bool) {
 	return u, ok
 }
 
+// peerName is what refusals call the other end of the connection.
+func (c *call) peerName() string {
+	if c.peer == nil {
+		return "all who prove nothing by them"
+	}
+	return c.peer.Name
+}
+
 // claimsNothing reports whether the headers leave the identity to the connection.
 func (c *call) claimsNothing() bool {
-	return len(c.authorization)+len(c.envoy)+len(c.linkerd) == 0
+	return len(c.headers[authorizationHeader])+len(c.headers[access.EnvoyHeader])+len(c.headers[access.LinkerdHeader]) == 0
 }
 
 func (m *limiter) tooOften(c *access.Caller, rate int, wait time.Duration) *refusal {
@@ -258,7 +293,7 @@ func (m *limiter) entered(c *call) *refusal {
 		return m.refuse(limitCallerCalls, broker.ReasonCallerThrottled, later(), "caller %s has %d calls under way on this replica: let some end first, or raise server.limits.caller_calls", c.caller.Name, l.CallerCalls)
 	}
 	c.counted = u
-	if wait := u.Take(l.CallerRate); wait > 0 {
+	if wait := u.Take(time.Now(), l.CallerRate); wait > 0 {
 		return m.tooOften(c.caller, l.CallerRate, wait)
 	}
 	return nil
@@ -307,6 +342,7 @@ func (s *Service) watch(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case now := <-ticker.C:
+			s.limiter.lately.Store(&now)
 			s.limiter.room.sweep()
 			s.tell(now)
 			if now.Sub(tidied) >= callersTidyTime {

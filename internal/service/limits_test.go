@@ -78,13 +78,14 @@ func wantThrottled(t *testing.T, err error, reason string, least, most time.Dura
 type mesh struct {
 	*rig
 	authority *testca.Authority
+	settings  *tls.Config // of the server
 }
 
 func newMesh(t *testing.T, l admission.Limits) mesh {
 	t.Helper()
 	a := testca.New(t)
 	settings := serverOf(a)
-	return mesh{newRig(t, rigOptions{tls: func() *tls.Config { return settings }, policy: everyone, limits: l}), a}
+	return mesh{newRig(t, rigOptions{tls: func() *tls.Config { return settings }, policy: everyone, limits: l}), a, settings}
 }
 
 func (m mesh) tls(name string) *tls.Config {
@@ -142,19 +143,19 @@ func open(ctx context.Context, conn *grpc.ClientConn) (reflectionpb.ServerReflec
 }
 
 func TestCallerRate(t *testing.T) {
-	m := newMesh(t, admission.Limits{CallerRate: 2})
+	m := newMesh(t, admission.Limits{CallerRate: 1})
 	greedy := m.tokens("greedy")
-	for i := range 4 {
+	for i := range 2 {
 		if err := whoami(t.Context(), greedy); err != nil {
 			t.Fatalf("call %d: %v", i, err)
 		}
 	}
-	// The fifth is too many: a polite answer, and what clients that retry by
+	// The third is too many: a polite answer, and what clients that retry by
 	// themselves look at.
 	var trailer metadata.MD
 	err := whoami(t.Context(), greedy, grpc.Trailer(&trailer))
 	refused := time.Now()
-	wait := wantThrottled(t, err, "CALLER_THROTTLED", time.Millisecond, 500*time.Millisecond)
+	wait := wantThrottled(t, err, "CALLER_THROTTLED", time.Millisecond, time.Second)
 	if got := trailer.Get("grpc-retry-pushback-ms"); len(got) != 1 || got[0] != strconv.FormatInt(wait.Milliseconds(), 10) {
 		t.Errorf("pushback %q, want %s", got, wait)
 	}
@@ -163,7 +164,7 @@ func TestCallerRate(t *testing.T) {
 	}
 	// It is no fresh start to come by other connections.
 	for range 10 {
-		wantThrottled(t, whoami(t.Context(), m.tokens("greedy")), "CALLER_THROTTLED", time.Millisecond, 500*time.Millisecond)
+		wantThrottled(t, whoami(t.Context(), m.tokens("greedy")), "CALLER_THROTTLED", time.Millisecond, time.Second)
 	}
 	if err := whoami(t.Context(), m.tokens("modest")); err != nil {
 		t.Errorf("another caller: %v", err)
@@ -254,6 +255,72 @@ func TestCalls(t *testing.T) {
 	leave()
 	eventually(t, "there is room again", func() bool { return whoami(t.Context(), r.tokens()) == nil })
 	r.empty()
+}
+
+// What is beyond a limit is answered while what was accepted still waits, and
+// that is none the worse for it. Without the limit, all wait.
+func TestWhoIsRefusedIsToldEarly(t *testing.T) {
+	const most, more = 8, 200
+	start := func(t *testing.T, l admission.Limits) (r *rig, issue func() <-chan error, release func()) {
+		r = newRig(t, rigOptions{limits: l})
+		held := make(chan struct{})
+		release = sync.OnceFunc(func() { close(held) })
+		t.Cleanup(release) // before the stand-in closes
+		r.fault(sandbox.Fault{Hook: func() { <-held }, Times: -1})
+		client, ctx := r.tokens(), within(t, time.Minute)
+		issue = func() <-chan error {
+			ended := make(chan error, 1)
+			go func() {
+				_, err := client.IssueToken(ctx, &pb.IssueTokenRequest{Profile: "invoices"})
+				ended <- err
+			}()
+			return ended
+		}
+		return r, issue, release
+	}
+	underWay := func(r *rig, want float64) {
+		t.Helper()
+		eventually(r.t, fmt.Sprintf("%v calls are under way", want), func() bool { return r.metric("calls_in_flight", "") == want })
+	}
+	t.Run("with a limit", func(t *testing.T) {
+		r, issue, release := start(t, admission.Limits{Calls: most})
+		var accepted, beyond [most + more]<-chan error
+		for i := range most {
+			accepted[i] = issue()
+		}
+		underWay(r, most)
+		for i := range more {
+			beyond[i] = issue()
+		}
+		for _, ended := range beyond[:more] { // nothing else ends before release
+			wantThrottled(t, <-ended, "CALLER_THROTTLED", 500*time.Millisecond, 1500*time.Millisecond)
+		}
+		if n := r.metric("calls_refused_total", "calls"); n != more {
+			t.Errorf("%v refusals are counted, want %d", n, more)
+		}
+		underWay(r, most)
+		release()
+		for _, ended := range accepted[:most] {
+			if err := <-ended; err != nil {
+				t.Errorf("an accepted call: %v", err)
+			}
+		}
+		r.empty()
+	})
+	t.Run("without", func(t *testing.T) {
+		r, issue, release := start(t, admission.Limits{})
+		var all [most + more]<-chan error
+		for i := range all {
+			all[i] = issue()
+		}
+		underWay(r, most+more) // nobody has an answer
+		release()
+		for _, ended := range all {
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+		}
+	})
 }
 
 func TestHealthChecksAreBoundedApart(t *testing.T) {
@@ -425,24 +492,33 @@ func mustSend(t *testing.T, c *testh2.Conn, method string) uint32 {
 
 // What one caller sends half of keeps nobody else out.
 func TestHalfSentCallsOfOneCallerLeaveRoomForOthers(t *testing.T) {
-	m := newMesh(t, admission.Limits{Calls: 4000, ConnectionStreams: 5000})
-	c, err := testh2.Dial(m.address, m.tls("hostile"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	var last uint32
-	for range 1001 {
-		if last, err = c.Begin(pb.TokenBroker_IssueToken_FullMethodName); err != nil {
-			t.Fatal(err)
-		}
-	}
-	a, err := c.Await(last)
-	if err != nil || a.Status != "8" || !strings.Contains(a.Message, "wait for their messages") {
-		t.Errorf("call 1,001 without a message: %+v, %v", a, err)
-	}
-	if err := whoami(t.Context(), m.tokens("modest")); err != nil {
-		t.Errorf("another caller: %v", err)
+	for name, settings := range map[string]func(mesh) *tls.Config{
+		"a caller":              func(m mesh) *tls.Config { return m.tls("hostile") },
+		"nobody":                func(m mesh) *tls.Config { return clientOf(m.authority, nil) },
+		"a caller without name": func(m mesh) *tls.Config { return clientOf(m.authority, func(*x509.Certificate) {}) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMesh(t, admission.Limits{Calls: 4000, ConnectionStreams: 5000})
+			m.settings.ClientAuth = tls.VerifyClientCertIfGiven // as where tokens will do
+			c, err := testh2.Dial(m.address, settings(m))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			var last uint32
+			for range 1001 {
+				if last, err = c.Begin(pb.TokenBroker_IssueToken_FullMethodName); err != nil {
+					t.Fatal(err)
+				}
+			}
+			a, err := c.Await(last)
+			if err != nil || a.Status != "8" || !strings.Contains(a.Message, "wait for their messages") {
+				t.Errorf("call 1,001 without a message: %+v, %v", a, err)
+			}
+			if err := whoami(t.Context(), m.tokens("modest")); err != nil {
+				t.Errorf("another caller: %v", err)
+			}
+		})
 	}
 }
 

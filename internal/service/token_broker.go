@@ -43,7 +43,8 @@ func (s *Service) permit(ctx context.Context, profile string, op access.Operatio
 	}
 	k := callFrom(ctx)
 	o := &k.outcome
-	o.profile, o.operation, o.scopes = profile, op, scopes
+	o.profile, o.operation = profile, op
+	k.named = len(scopes) > 0
 	for {
 		policy, changed := s.access.Current()
 		k.policy, k.scopes = policy, s.asked(profile, scopes)
@@ -123,11 +124,12 @@ func (s *tokenBroker) issue(ctx context.Context, r tokenRequest, rejected string
 	if err != nil {
 		return nil, 0, err
 	}
-	callFrom(ctx).outcome.job = r.GetJob().GetId()
+	o := &callFrom(ctx).outcome
+	o.job = r.GetJob().GetId()
 	if err := shared(r.GetJob()); err != nil {
 		return nil, 0, err
 	}
-	callFrom(ctx).outcome.tokenID = rejected
+	o.tokenID = rejected
 	demand := broker.Demand{Lifetime: r.GetMinLifetime().AsDuration(), Not: rejected}
 	token, source, err := s.broker.Issue(ctx, r.GetProfile(), r.GetScopes(), demand)
 	if lost := s.authorizeAgain(ctx, r.GetProfile(), op, r.GetScopes()); lost != nil {
@@ -136,8 +138,7 @@ func (s *tokenBroker) issue(ctx context.Context, r tokenRequest, rejected string
 	if err != nil {
 		return nil, 0, fromBroker(err, c, r.GetProfile(), op)
 	}
-	o := &callFrom(ctx).outcome
-	o.tokenID, o.source = token.ID, source.String()
+	o.tokenID, o.source = token.ID, source
 	s.calls.note(r.GetProfile(), c)
 	return token, source, nil
 }
