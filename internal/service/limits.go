@@ -309,7 +309,7 @@ func (m *limiter) unknown(c *call) *refusal {
 		return nil
 	}
 	rate := m.limits.Load().CallerRate
-	if wait := u.Take(rate); wait > 0 {
+	if wait := u.Take(time.Now(), rate); wait > 0 {
 		return m.tooOften(c.peer, rate, wait)
 	}
 	return nil
