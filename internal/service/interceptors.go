@@ -147,6 +147,9 @@ func (s *Service) enter(ctx context.Context, method string) error {
 		return nil
 	}
 	if err := s.identify(c); err != nil {
+		if r := s.limiter.unknown(c); r != nil {
+			return r.error(ctx, c)
+		}
 		return err
 	}
 	if r := s.limiter.entered(c); r != nil {

@@ -305,6 +305,22 @@ func (m *limiter) entered(c *call) *refusal {
 	return nil
 }
 
+// unknown counts a call whose caller is not known as one of the other end of its
+// connection, if that has a name, or says which limit it is beyond: refusals are
+// lines in the logs, and must not be a flood of them.
+func (m *limiter) unknown(c *call) *refusal {
+	known, _ := c.usage()
+	u := m.usageOf(c.peer, known)
+	if u == nil {
+		return nil
+	}
+	rate := m.limits.Load().CallerRate
+	if wait := u.Take(time.Now(), rate); wait > 0 {
+		return m.tooOften(c.peer, rate, wait)
+	}
+	return nil
+}
+
 // pushback tells clients of gRPC when to retry (gRFC A6); it belongs into the
 // trailers.
 const pushback = "grpc-retry-pushback-ms"

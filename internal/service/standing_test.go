@@ -10,8 +10,10 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	"github.com/tokenbroker/tokenbroker/internal/access"
+	"github.com/tokenbroker/tokenbroker/internal/admission"
 	"github.com/tokenbroker/tokenbroker/internal/service"
 	"github.com/tokenbroker/tokenbroker/internal/testca"
 	"github.com/tokenbroker/tokenbroker/internal/vantage/sandbox"
@@ -119,4 +121,31 @@ func TestAuditOfWhoIsRefused(t *testing.T) {
 	_, err = tokens.IssueToken(within(t, time.Minute), &pb.IssueTokenRequest{Profile: "invoices"})
 	wantFailure(t, err, codes.Unauthenticated, "CALLER_UNKNOWN", "")
 	wantEvent(t, log.next(1)[0], refused)
+}
+
+// Claims that are refused count as calls of who makes them.
+func TestFloodOfForgedHeaders(t *testing.T) {
+	log := newAuditFile(t)
+	a := testca.New(t)
+	settings := serverOf(a)
+	const rate = 5
+	r := newRig(t, rigOptions{tls: func() *tls.Config { return settings }, policy: everyone, audit: log.Log, limits: admission.Limits{CallerRate: rate}})
+	tokens := pb.NewTokenBrokerClient(r.dial(clientOf(a, testca.Named("worker"))))
+	forged := metadata.AppendToOutgoingContext(within(t, time.Minute), access.EnvoyHeader, "URI=spiffe://prod/ns/batch/worker")
+	refused, throttled := 0, 0
+	for began := time.Now(); throttled < 20; {
+		switch err := whoami(forged, tokens); status.Code(err) {
+		case codes.Unauthenticated:
+			refused++
+		case codes.ResourceExhausted:
+			wantThrottled(t, err, "CALLER_THROTTLED", time.Millisecond, time.Second)
+			throttled++
+		default:
+			t.Fatal(err)
+		}
+		if most := rate * (int(time.Since(began)/time.Second) + 3); refused > most {
+			t.Fatalf("%d refusals, and %d of them throttled", refused, throttled)
+		}
+	}
+	log.next(refused)
 }
