@@ -53,6 +53,8 @@ var internalError = status.Error(codes.Internal, "the broker itself failed; its 
 type failure struct {
 	cause   *broker.Error
 	profile string
+	// caller that was denied; empty if that is not what happened.
+	caller string
 	// unknown: there is no such profile. That is for the audit log alone.
 	unknown bool
 	// fields that are wrong, when the request is; cause.Field needs no entry.
@@ -82,6 +84,9 @@ func statusOf(err error, requestID string) *status.Status {
 	}
 	if f.profile != "" {
 		info.Metadata["profile"] = f.profile
+	}
+	if f.caller != "" {
+		info.Metadata["caller"] = f.caller
 	}
 	if e.Code != "" {
 		info.Metadata["oauth_error"] = e.Code
@@ -122,6 +127,7 @@ func denied(c *access.Caller, profile string, op access.Operation) failure {
 			Text:   fmt.Sprintf("caller %s may not %s profile %q, or there is no such profile; ask the broker's operators for a policy rule, and see 'broker whoami' for what is allowed", c.Name, verbs[op], profile),
 		},
 		profile: profile,
+		caller:  c.Name,
 	}
 }
 

@@ -51,6 +51,9 @@ const (
 	mostLate      = 1000
 	// firstMessage is how long the request of a stream may take.
 	firstMessage = 10 * time.Second
+	// strangersRate is how many calls a second of all who prove nothing get a
+	// full answer, and a line in the logs.
+	strangersRate = 100
 	// tellTime is how often the log tells of refusals, limit by limit.
 	tellTime = time.Minute
 	// callersTidyTime is how often callers that are idle are forgotten.
@@ -306,9 +309,16 @@ func (m *limiter) entered(c *call) *refusal {
 }
 
 // unknown counts a call whose caller is not known as one of the other end of its
-// connection, if that has a name, or says which limit it is beyond: refusals are
-// lines in the logs, and must not be a flood of them.
+// connection, or says which limit it is beyond: refusals are lines in the logs,
+// and must not be a flood of them. Those whose connections prove nothing have one
+// small share together.
 func (m *limiter) unknown(c *call) *refusal {
+	if c.peer == nil {
+		if wait := m.nobody.Take(time.Now(), strangersRate); wait > 0 {
+			return m.refuse(limitCallerRate, broker.ReasonCallerThrottled, wait, "more than %d calls a second on this replica prove nobody: show a client certificate or a token that is accepted", strangersRate)
+		}
+		return nil
+	}
 	known, _ := c.usage()
 	u := m.usageOf(c.peer, known)
 	if u == nil {

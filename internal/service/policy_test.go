@@ -99,7 +99,7 @@ func TestDeniedCallerLearnsNothingAndTheLogHasItAll(t *testing.T) {
 			t.Errorf("the caller learns of %q: %s", forbidden, d.text)
 		}
 	}
-	if !strings.Contains(d.text, "caller anonymous") {
+	if !strings.Contains(d.text, "caller anonymous") || d.info.Metadata["caller"] != "anonymous" {
 		t.Errorf("the caller does not learn who it is: %s", d.text)
 	}
 	line := lineWith(t, r.log.String(), d.info.Metadata["request_id"])

@@ -149,3 +149,30 @@ func TestFloodOfForgedHeaders(t *testing.T) {
 	}
 	log.next(refused)
 }
+
+// Whoever proves nothing cannot fill the logs.
+func TestFloodOfStrangers(t *testing.T) {
+	log := newAuditFile(t)
+	a := testca.New(t)
+	settings := serverOf(a)
+	settings.ClientAuth = tls.VerifyClientCertIfGiven
+	r := newRig(t, rigOptions{tls: func() *tls.Config { return settings }, policy: everyone, audit: log.Log})
+	tokens := pb.NewTokenBrokerClient(r.dial(clientOf(a, nil)))
+	const rate = 100 // and twice as many at first
+	refused, throttled := 0, 0
+	for began := time.Now(); throttled < 20; {
+		switch err := whoami(within(t, time.Minute), tokens); status.Code(err) {
+		case codes.Unauthenticated:
+			refused++
+		case codes.ResourceExhausted:
+			wantThrottled(t, err, "CALLER_THROTTLED", time.Millisecond, time.Second)
+			throttled++
+		default:
+			t.Fatal(err)
+		}
+		if most := rate * (int(time.Since(began)/time.Second) + 3); refused > most {
+			t.Fatalf("%d refusals, and %d of them throttled", refused, throttled)
+		}
+	}
+	log.next(refused)
+}
