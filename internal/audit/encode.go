@@ -1,7 +1,6 @@
 package audit
 
 import (
-	"crypto/rand"
 	"strconv"
 	"time"
 )
@@ -19,7 +18,7 @@ const (
 func appendLine(b []byte, e *Event, most int) []byte {
 	id := e.RequestID
 	if id == "" {
-		id = rand.Text()[:16]
+		id = NewRequestID()
 	}
 	start := len(b)
 	if b = appendEvent(b, e, id, most); len(b)-start < most {

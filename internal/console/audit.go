@@ -3,7 +3,6 @@ package console
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"net/http"
@@ -27,11 +26,11 @@ const (
 	anotherAccount   = "ANOTHER_ACCOUNT"
 )
 
-// What decides in place of a rule of the policy.
-const (
-	byToken = "bearer_token"
-	byState = "state" // of a sign-in
-)
+// byState decides in place of a rule of the policy: the state of a sign-in.
+const byState = "state"
+
+// byToken decides who has the console's token.
+var byToken = access.Decision{Rule: access.ByToken}.By()
 
 // requestIDHeader is honoured and returned.
 const requestIDHeader = "X-Request-Id"
@@ -59,12 +58,7 @@ func requestID(r *http.Request) string { return visitOf(r).id }
 // or a new one, and returns it.
 func (c *console) visited(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		v := &visit{}
-		if ids := r.Header[requestIDHeader]; len(ids) == 1 && harmless(ids[0]) {
-			v.id = ids[0]
-		} else {
-			v.id = rand.Text()[:16]
-		}
+		v := &visit{id: cmp.Or(audit.RequestID(r.Header[requestIDHeader]), audit.NewRequestID())}
 		w.Header().Set(requestIDHeader, v.id)
 		r = r.WithContext(context.WithValue(r.Context(), visitKey{}, v))
 		defer c.Audit.Release(&v.place)
@@ -83,11 +77,6 @@ func (c *console) recovered(w http.ResponseWriter, r *http.Request) {
 	c.Logger.Error("panic in a request", "method", c.method(r), "type", fmt.Sprintf("%T", value), "stack", string(debug.Stack()), "request_id", requestID(r))
 	c.record(r, nil, "", false, "", "INTERNAL")
 	http.Error(w, "The broker itself failed; its log has the place.", http.StatusInternalServerError)
-}
-
-// harmless is what callers of the gRPC door may choose, too.
-func harmless(id string) bool {
-	return id != "" && len(id) <= 64 && strings.Trim(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") == ""
 }
 
 // isProfileName is the rule that the configuration has for names of profiles, or

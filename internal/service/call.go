@@ -2,7 +2,6 @@ package service
 
 import (
 	"context"
-	"crypto/rand"
 	"net"
 	"strings"
 	"sync/atomic"
@@ -123,13 +122,11 @@ func (s *Service) arrive(ctx context.Context, info *tap.Info) (context.Context, 
 	c := &call{
 		Context: ctx,
 		headers: h,
+		id:      audit.RequestID(h[requestIDHeader]),
 		trace:   traceID(h[traceHeader]),
 		method:  s.methods[info.FullMethodName],
 	}
 	c.peer, c.certified = other(ctx)
-	if ids := h[requestIDHeader]; len(ids) == 1 && harmless(ids[0]) {
-		c.id = ids[0]
-	}
 	if c.method == nil || ctx.Err() != nil {
 		return c, nil // answered at once, whatever follows
 	}
@@ -210,24 +207,12 @@ func callerOf(ctx context.Context) (*access.Caller, error) {
 func requestID(ctx context.Context) string {
 	c := callFrom(ctx)
 	if c == nil {
-		return rand.Text()[:16]
+		return audit.NewRequestID()
 	}
 	if c.id == "" {
-		c.id = rand.Text()[:16]
+		c.id = audit.NewRequestID()
 	}
 	return c.id
-}
-
-func harmless(id string) bool {
-	if id == "" || len(id) > 64 {
-		return false
-	}
-	for _, c := range []byte(id) {
-		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_' || c == '.') {
-			return false
-		}
-	}
-	return true
 }
 
 // traceID is the trace id in a traceparent header (W3C Trace Context, section
