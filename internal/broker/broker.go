@@ -251,39 +251,69 @@ func (p *profile) inherit(old *profile) {
 	})
 }
 
-// Issue returns a token of the profile for the scopes (nil: the profile's own)
-// that meets the demand, waiting for one until ctx ends. The error is an *Error
-// or ctx's.
-func (b *Broker) Issue(ctx context.Context, name string, scopes []string, d Demand) (*Token, Source, error) {
+// Ask says which token is meant.
+type Ask struct {
+	// Profile by its name.
+	Profile string
+	// Scopes are a subset of the profile's; none means all of them.
+	Scopes []string
+	// Job has a token of its own, which no other job ever gets; empty means the
+	// token that everybody shares.
+	Job string
+}
+
+// Issue returns a token that meets the demand, waiting for one until ctx ends.
+// The error is an *Error or ctx's.
+func (b *Broker) Issue(ctx context.Context, ask Ask, d Demand) (*Token, Source, error) {
 	for {
-		p, err := b.profile(name)
+		p, e, err := b.find(ask)
 		if err != nil {
 			return nil, 0, err
 		}
-		e := p.own
-		if len(scopes) > 0 {
-			if e, err = b.subset(p, scopes); err != nil {
-				return nil, 0, err
-			}
-		}
-		now := time.Now()
-		e.touch(now)
-		t, source := e.token.Load(), FromMemory
-		if t != nil && t.meets(d, now) {
-			if e.dormant.Load() {
-				e.rouse()
-			}
-		} else if t, source, err = e.obtain(ctx, p, d); p.replaced.Load() && ctx.Err() == nil && !errors.Is(err, errClosing) {
+		t, source, err := e.serve(ctx, p, d)
+		if errors.Is(err, errReplaced) {
 			continue // under a new configuration the answer may be another
-		} else if err != nil {
-			return nil, 0, err
 		}
-		p.served[source].Add(1)
-		if s := now.Unix(); p.last.Load() != s { // as in entry.touch
-			p.last.Store(s)
-		}
-		return t, source, nil
+		return t, source, err
 	}
+}
+
+// find returns the profile and the entry that are meant.
+func (b *Broker) find(ask Ask) (*profile, *entry, error) {
+	p, err := b.profile(ask.Profile)
+	if err != nil {
+		return nil, nil, err
+	}
+	e := p.own
+	if len(ask.Scopes) > 0 {
+		if e, err = b.subset(p, ask.Scopes); err != nil {
+			return nil, nil, err
+		}
+	}
+	return p, e, nil
+}
+
+// serve returns a token that meets the demand of a caller of p; errReplaced if p
+// was replaced before there was one.
+func (e *entry) serve(ctx context.Context, p *profile, d Demand) (*Token, Source, error) {
+	now := time.Now()
+	e.touch(now)
+	t, source := e.token.Load(), FromMemory
+	var err error
+	if t != nil && t.meets(d, now) {
+		if e.dormant.Load() {
+			e.rouse()
+		}
+	} else if t, source, err = e.obtain(ctx, p, d); p.replaced.Load() && ctx.Err() == nil && !errors.Is(err, errClosing) {
+		return nil, 0, errReplaced
+	} else if err != nil {
+		return nil, 0, err
+	}
+	p.served[source].Add(1)
+	if s := now.Unix(); p.last.Load() != s { // as in entry.touch
+		p.last.Store(s)
+	}
+	return t, source, nil
 }
 
 func (b *Broker) profile(name string) (*profile, error) {

@@ -30,7 +30,7 @@ func TestManyCallersOneRequest(t *testing.T) {
 				began := time.Now()
 				for i := range 10_000 {
 					wg.Go(func() {
-						token, _, err := f.replicas[i%replicas].Issue(t.Context(), "invoices", nil, broker.Demand{})
+						token, _, err := f.replicas[i%replicas].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 						if err != nil {
 							t.Errorf("issue: %v", err)
 						} else if got := token.Access.Reveal(); got != "token-1" {
@@ -56,7 +56,7 @@ func TestSourceTellsWhereTheTokenCameFrom(t *testing.T) {
 			replica int
 			source  broker.Source
 		}{{0, broker.FromEndpoint}, {0, broker.FromMemory}, {1, broker.FromStore}, {1, broker.FromMemory}} {
-			_, source, err := f.replicas[want.replica].Issue(t.Context(), "invoices", nil, broker.Demand{})
+			_, source, err := f.replicas[want.replica].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 			if err != nil || source != want.source {
 				t.Fatalf("replica %d: source %v, error %v; want source %v", want.replica, source, err, want.source)
 			}
@@ -74,10 +74,10 @@ func TestCallerThatLeavesCancelsNothing(t *testing.T) {
 		defer cancel()
 		go func() {
 			time.Sleep(500 * time.Millisecond)
-			_, _, err := f.replicas[0].Issue(t.Context(), "invoices", nil, broker.Demand{})
+			_, _, err := f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 			stays <- err
 		}()
-		if _, _, err := f.replicas[0].Issue(impatient, "invoices", nil, broker.Demand{}); !errors.Is(err, context.DeadlineExceeded) {
+		if _, _, err := f.replicas[0].Issue(impatient, broker.Ask{Profile: "invoices"}, broker.Demand{}); !errors.Is(err, context.DeadlineExceeded) {
 			t.Fatalf("the impatient caller got %v, want its own deadline", err)
 		}
 		if err := <-stays; err != nil {
@@ -93,14 +93,14 @@ func TestTokenOfLoneCallerThatLeavesIsSaved(t *testing.T) {
 		f := start(t, 2, profile(e))
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(time.Second, cancel)
-		if _, _, err := f.replicas[0].Issue(ctx, "invoices", nil, broker.Demand{}); !errors.Is(err, context.Canceled) {
+		if _, _, err := f.replicas[0].Issue(ctx, broker.Ask{Profile: "invoices"}, broker.Demand{}); !errors.Is(err, context.Canceled) {
 			t.Fatalf("got %v, want context.Canceled", err)
 		}
 		time.Sleep(5 * time.Second)
 		if _, source := f.ask(t, broker.Demand{}); source != broker.FromMemory {
 			t.Errorf("source %v, want memory", source)
 		}
-		if _, source, err := f.replicas[1].Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil || source != broker.FromStore {
+		if _, source, err := f.replicas[1].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil || source != broker.FromStore {
 			t.Errorf("the other replica: source %v, error %v; want the store", source, err)
 		}
 		wantCalls(t, e, 1)
@@ -114,7 +114,7 @@ func TestSlowEndpointKeepsTheLease(t *testing.T) {
 		var wg sync.WaitGroup
 		for _, b := range f.replicas {
 			wg.Go(func() {
-				if _, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+				if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil {
 					t.Errorf("issue: %v", err)
 				}
 			})
@@ -164,14 +164,14 @@ func TestTokensInUseAreRenewedAhead(t *testing.T) {
 		e := &endpoint{takes: time.Second}
 		f := start(t, 3, profile(e))
 		for _, b := range f.replicas {
-			if _, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+			if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil {
 				t.Fatal(err)
 			}
 		}
 		for range 10 * 3600 {
 			for _, b := range f.replicas {
 				began := time.Now()
-				token, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{})
+				token, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -292,7 +292,7 @@ func TestEndpointDownOnAColdStartBacksOffForEverybody(t *testing.T) {
 		began := time.Now()
 		for time.Since(began) < 10*time.Minute {
 			for _, b := range f.replicas {
-				_, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{})
+				_, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 				var be *broker.Error
 				if !errors.As(err, &be) || be.Reason != broker.ReasonEndpointUnavailable || be.RetryAfter <= 0 {
 					t.Fatalf("got %#v, want %s with a time to retry", err, broker.ReasonEndpointUnavailable)
@@ -319,7 +319,7 @@ func TestThrottledClientIsLeftAloneByAllItsFamilies(t *testing.T) {
 		e.set(func(e *endpoint) { e.answer = nil })
 		for time.Since(began) < 7*time.Minute-time.Second {
 			for _, scopes := range [][]string{nil, {"a"}, {"a", "b"}} {
-				if _, _, err := f.replicas[0].Issue(t.Context(), "invoices", scopes, broker.Demand{}); err == nil {
+				if _, _, err := f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: scopes}, broker.Demand{}); err == nil {
 					t.Fatalf("scopes %v got a token %v after the server asked for quiet", scopes, time.Since(began))
 				}
 			}
@@ -337,7 +337,7 @@ func TestScopeSubsets(t *testing.T) {
 		e := &endpoint{}
 		f := start(t, 1, profile(e))
 		ask := func(scopes ...string) (string, error) {
-			token, _, err := f.replicas[0].Issue(t.Context(), "invoices", scopes, broker.Demand{})
+			token, _, err := f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: scopes}, broker.Demand{})
 			if err != nil {
 				return "", err
 			}
@@ -373,7 +373,7 @@ func TestScopeSubsetsAreBounded(t *testing.T) {
 		f := start(t, 1, profile(e, func(p *broker.Profile) { p.Scopes = all }))
 		got, refused := 0, 0
 		for _, s := range all {
-			_, _, err := f.replicas[0].Issue(t.Context(), "invoices", []string{s}, broker.Demand{})
+			_, _, err := f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: []string{s}}, broker.Demand{})
 			var be *broker.Error
 			switch {
 			case err == nil:
@@ -388,7 +388,7 @@ func TestScopeSubsetsAreBounded(t *testing.T) {
 			t.Errorf("%d subsets got tokens and %d were refused, want 256 and 144", got, refused)
 		}
 		time.Sleep(3 * time.Hour) // the tokens end, unused: there is room again
-		if _, _, err := f.replicas[0].Issue(t.Context(), "invoices", []string{"s399"}, broker.Demand{}); err != nil {
+		if _, _, err := f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: []string{"s399"}}, broker.Demand{}); err != nil {
 			t.Error(err)
 		}
 	})
@@ -397,7 +397,7 @@ func TestScopeSubsetsAreBounded(t *testing.T) {
 func TestUnknownProfile(t *testing.T) {
 	in(t, func(t *testing.T) {
 		f := start(t, 1, profile(&endpoint{}))
-		_, _, err := f.replicas[0].Issue(t.Context(), "nothing", nil, broker.Demand{})
+		_, _, err := f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "nothing"}, broker.Demand{})
 		var be *broker.Error
 		if !errors.As(err, &be) || be.Reason != broker.ReasonProfileUnknown {
 			t.Errorf("got %v", err)
@@ -429,23 +429,23 @@ func TestCloseGivesTheLeaseBack(t *testing.T) {
 		f := start(t, 2, profile(e))
 		failed := make(chan error)
 		go func() {
-			_, _, err := f.replicas[0].Issue(t.Context(), "invoices", nil, broker.Demand{})
+			_, _, err := f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 			failed <- err
 		}()
 		time.Sleep(time.Second)
 		f.replicas[0].Close()
 		var be *broker.Error
-		if err := <-failed; !errors.As(err, &be) || be.Reason != broker.ReasonEndpointUnavailable || be.RetryAfter <= 0 {
+		if err := <-failed; !errors.As(err, &be) || be.Reason != broker.ReasonShuttingDown || be.RetryAfter <= 0 {
 			t.Fatalf("got %v", err)
 		}
 		began := time.Now()
-		if _, _, err := f.replicas[1].Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+		if _, _, err := f.replicas[1].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil {
 			t.Fatal(err)
 		}
 		if took := time.Since(began); took > e.takes {
 			t.Errorf("the other replica was served after %v: it waited for the lease", took)
 		}
-		if _, _, err := f.replicas[0].Issue(t.Context(), "invoices", nil, broker.Demand{}); err == nil {
+		if _, _, err := f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err == nil {
 			t.Error("a closed broker went to the endpoint")
 		}
 	})
@@ -460,13 +460,13 @@ func TestFailedSubsetsMakeRoom(t *testing.T) {
 		e := &endpoint{answer: fails(broker.Unavailable, "", 0)}
 		f := start(t, 1, profile(e, func(p *broker.Profile) { p.Scopes = all }))
 		for _, s := range all[:256] {
-			if _, _, err := f.replicas[0].Issue(t.Context(), "invoices", []string{s}, broker.Demand{}); err == nil {
+			if _, _, err := f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: []string{s}}, broker.Demand{}); err == nil {
 				t.Fatal("got a token")
 			}
 		}
 		e.set(func(e *endpoint) { e.answer = nil })
 		time.Sleep(2 * time.Minute)
-		if _, _, err := f.replicas[0].Issue(t.Context(), "invoices", all[299:], broker.Demand{}); err != nil {
+		if _, _, err := f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: all[299:]}, broker.Demand{}); err != nil {
 			t.Errorf("after the outage: %v", err)
 		}
 	})
@@ -479,7 +479,7 @@ func TestMakingRoomLeavesOtherProfilesAlone(t *testing.T) {
 		f := start(t, 1, profile(e), narrow)
 		b := f.replicas[0]
 		for _, scopes := range [][]string{{"a"}, {"b"}} { // the first is narrow's own, the second makes room
-			if _, _, err := b.Issue(t.Context(), "invoices", scopes, broker.Demand{}); err != nil {
+			if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: scopes}, broker.Demand{}); err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(3 * time.Hour) // until the token is over
@@ -488,7 +488,7 @@ func TestMakingRoomLeavesOtherProfilesAlone(t *testing.T) {
 		blocked := 0
 		for range 6 * 3600 {
 			began := time.Now()
-			if _, _, err := b.Issue(t.Context(), "narrow", nil, broker.Demand{}); err != nil {
+			if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "narrow"}, broker.Demand{}); err != nil {
 				t.Fatal(err)
 			}
 			if time.Since(began) > 0 {
@@ -526,7 +526,7 @@ func TestLivingTokenIsServedWhileTheEndpointHangs(t *testing.T) {
 			wg.Go(func() {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 				defer cancel()
-				if _, _, err := f.replicas[0].Issue(ctx, "invoices", nil, broker.Demand{}); err != nil {
+				if _, _, err := f.replicas[0].Issue(ctx, broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil {
 					t.Errorf("with %v of a valid token left: %v", time.Until(token.ExpireTime), err)
 				}
 			})
@@ -550,7 +550,7 @@ func TestPanicInTheStoreIsAFailureLikeAnyOther(t *testing.T) {
 		defer b.Close()
 		b.Configure([]*broker.Profile{profile(&endpoint{})})
 		for range 2 {
-			_, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{})
+			_, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 			var be *broker.Error
 			if !errors.As(err, &be) || be.Reason != broker.ReasonEndpointUnavailable {
 				t.Errorf("got %v", err)
@@ -588,7 +588,7 @@ func TestTokenOfAnOvertakenLeaseServesThoseWhoWaitedForIt(t *testing.T) {
 		defer b.Close()
 		b.Configure([]*broker.Profile{profile(e)})
 		for n := 1; n <= 2; n++ { // and nobody else: it is not kept
-			if token, source, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil || source != broker.FromEndpoint {
+			if token, source, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil || source != broker.FromEndpoint {
 				t.Errorf("%v, %v, %v", token, source, err)
 			}
 		}
@@ -603,7 +603,7 @@ func TestStoreThatDoesNotKeepLeasesDoesNotDrainTheEndpoint(t *testing.T) {
 		defer b.Close()
 		b.Configure([]*broker.Profile{profile(e)})
 		for began := time.Now(); time.Since(began) < 10*time.Minute; time.Sleep(time.Second) {
-			if _, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{}); err == nil {
+			if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err == nil {
 				t.Fatal("got a token")
 			}
 		}
@@ -651,7 +651,7 @@ func TestWaitingAcrossAReload(t *testing.T) {
 			b := f.replicas[0]
 			var wg sync.WaitGroup
 			for _, d := range []broker.Demand{{}, {Not: broker.NewSecret("token-1").ID()}} { // the second is not served by the first's flight
-				wg.Go(func() { b.Issue(t.Context(), "invoices", nil, d) })
+				wg.Go(func() { b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, d) })
 				time.Sleep(time.Second / 2)
 			}
 			b.Configure([]*broker.Profile{profile(fresh, func(p *broker.Profile) { p.Credential = "secret-2" })})

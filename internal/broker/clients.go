@@ -84,7 +84,7 @@ func (b *Broker) CreateClient(ctx context.Context, name string, spec ClientSpec)
 		return "", err
 	}
 	tried := fmt.Sprintf("creating client %s with the token of profile %s", spec.ClientID, name)
-	token, _, err := b.Issue(ctx, name, nil, Demand{})
+	token, _, err := b.Issue(ctx, Ask{Profile: name}, Demand{})
 	if err != nil {
 		return "", err
 	}
@@ -176,7 +176,7 @@ func (b *Broker) CreateClientSecret(ctx context.Context, name string, spec Clien
 	if deliverTo != "" {
 		return b.deliverSecret(ctx, name, spec, deliverTo)
 	}
-	token, _, err := b.Issue(ctx, name, nil, Demand{})
+	token, _, err := b.Issue(ctx, Ask{Profile: name}, Demand{})
 	if err != nil {
 		return nil, 0, err
 	}

@@ -19,7 +19,7 @@ func TestBurstOfReportsCostsOneRequest(t *testing.T) {
 		var wg sync.WaitGroup
 		for i := range 1000 {
 			wg.Go(func() {
-				got, _, err := f.replicas[i%5].Issue(t.Context(), "invoices", nil, broker.Demand{Not: token.ID})
+				got, _, err := f.replicas[i%5].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{Not: token.ID})
 				if err != nil {
 					t.Errorf("issue: %v", err)
 				} else if got.ID == token.ID {
@@ -62,7 +62,7 @@ func TestResourceServerThatRefusesEverythingDoesNotDrainTheEndpoint(t *testing.T
 		rejected := token.ID
 		began := time.Now()
 		for i := 0; time.Since(began) < 10*time.Minute; i++ {
-			got, _, err := f.replicas[i%3].Issue(t.Context(), "invoices", nil, broker.Demand{Not: rejected})
+			got, _, err := f.replicas[i%3].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{Not: rejected})
 			if err == nil {
 				rejected = got.ID
 			}
@@ -84,7 +84,7 @@ func TestReportAndPlainCallerDoNotGetEachOthersVerdict(t *testing.T) {
 			wg.Go(func() { f.refused(t, broker.Demand{Not: token.ID}, broker.ReasonRefreshTooSoon) })
 			wg.Go(func() { f.ask(t, broker.Demand{}) })
 			wg.Go(func() {
-				_, _, err := f.replicas[0].Issue(t.Context(), "invoices", nil, broker.Demand{Lifetime: 50 * time.Minute})
+				_, _, err := f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{Lifetime: 50 * time.Minute})
 				if err != nil {
 					t.Errorf("50 minutes of an hour: %v", err)
 				}
@@ -223,7 +223,7 @@ func TestProfilesOfOneIdentityShareTheToken(t *testing.T) {
 		e := &endpoint{}
 		f := start(t, 1, profile(e), profile(e, func(p *broker.Profile) { p.Name, p.Scopes = "twin", []string{"c", "b", "a"} }))
 		f.ask(t, broker.Demand{})
-		if _, source, err := f.replicas[0].Issue(t.Context(), "twin", nil, broker.Demand{}); err != nil || source != broker.FromMemory {
+		if _, source, err := f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "twin"}, broker.Demand{}); err != nil || source != broker.FromMemory {
 			t.Errorf("source %v, error %v", source, err)
 		}
 		wantCalls(t, e, 1)
@@ -279,7 +279,7 @@ func TestPlainCallersOfAColdReplicaAmongReporters(t *testing.T) {
 				wg.Go(func() {
 					time.Sleep(time.Duration(i) * 100 * time.Microsecond)
 					for range 5 {
-						if _, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{Not: token.ID}); err == nil {
+						if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{Not: token.ID}); err == nil {
 							t.Error("a report right after the mint got a token")
 						}
 					}
@@ -287,7 +287,7 @@ func TestPlainCallersOfAColdReplicaAmongReporters(t *testing.T) {
 			}
 			wg.Go(func() {
 				time.Sleep(500 * time.Microsecond)
-				if _, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+				if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil {
 					t.Errorf("a plain caller, while the store holds a fresh token: %v", err)
 				}
 			})

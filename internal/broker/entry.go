@@ -23,6 +23,8 @@ type entry struct {
 	token atomic.Pointer[Token]
 	// used is when a caller last asked, in Unix seconds.
 	used atomic.Int64
+	// watches are those who follow the token.
+	watches atomic.Int32
 	// dormant tells that the token came due for renewal while nobody asked
 	// for it; the next caller rouses it.
 	dormant atomic.Bool
@@ -53,6 +55,9 @@ type entry struct {
 	reloading bool
 	// timer fires when the token is due for renewal.
 	timer *time.Timer
+	// news is closed, and replaced, when callers get another token or none; nil
+	// while nobody waits for that.
+	news chan struct{}
 	// retired entries are renewed no more, and no new caller finds them. Only
 	// retire writes it, under mu; anyone reads it.
 	retired atomic.Bool
@@ -93,7 +98,7 @@ func (e *entry) spent(now time.Time) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	t := e.token.Load()
-	return e.flight == nil && (t == nil || t.remaining(now) <= 0)
+	return e.flight == nil && e.watches.Load() == 0 && (t == nil || t.remaining(now) <= 0)
 }
 
 // adoptProfile makes p the profile of the next renewal.
@@ -112,6 +117,7 @@ func (e *entry) retire() {
 	defer e.mu.Unlock()
 	e.retired.Store(true)
 	e.dormant.Store(false)
+	e.tell()
 	if e.timer != nil {
 		e.timer.Stop()
 	}
@@ -349,6 +355,7 @@ func (e *entry) adopt(s StoredToken, start time.Time) *Token {
 		e.failure = remembered{}
 	}
 	e.token.Store(t)
+	e.tell()
 	if e.flight == nil { // nobody else looks for its successor
 		e.schedule(time.Now(), 0)
 	}
@@ -396,6 +403,7 @@ func (e *entry) drop(ids ...string) {
 	for _, id := range ids {
 		if t := e.token.Load(); t != nil && t.ID == id {
 			e.token.Store(nil)
+			e.tell()
 		}
 		if !slices.Contains(e.dropped, id) {
 			e.dropped = append(e.dropped, id)
@@ -456,8 +464,8 @@ func (e *entry) schedule(now time.Time, pause time.Duration) {
 	}
 }
 
-// renew looks for a successor of the token if it was asked for within its last
-// life, and leaves it alone otherwise.
+// renew looks for a successor of the token if somebody follows it, or has asked
+// for it within its last life, and leaves it alone otherwise.
 func (e *entry) renew() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -471,7 +479,7 @@ func (e *entry) renew() {
 		return
 	}
 	life := min(t.lifetime, e.profile.maxTokenAge())
-	if now.Sub(time.Unix(e.used.Load(), 0)) > life {
+	if e.watches.Load() == 0 && now.Sub(time.Unix(e.used.Load(), 0)) > life {
 		e.dormant.Store(true)
 		return
 	}

@@ -11,16 +11,19 @@ type Reason string
 
 // The reasons that this package gives. Others belong to the doors.
 const (
-	ReasonInvalidRequest      Reason = "INVALID_REQUEST"
-	ReasonProfileUnknown      Reason = "PROFILE_UNKNOWN" // never shown: see the service
-	ReasonCredentialsRejected Reason = "CREDENTIALS_REJECTED"
-	ReasonAuthorizationNeeded Reason = "AUTHORIZATION_REQUIRED"
-	ReasonLifetimeUnavailable Reason = "LIFETIME_UNAVAILABLE"
-	ReasonEndpointThrottled   Reason = "ENDPOINT_THROTTLED"
-	ReasonRefreshTooSoon      Reason = "REFRESH_TOO_SOON"
-	ReasonCallerThrottled     Reason = "CALLER_THROTTLED"
-	ReasonEndpointUnavailable Reason = "ENDPOINT_UNAVAILABLE"
-	ReasonStoreUnavailable    Reason = "STORE_UNAVAILABLE"
+	ReasonInvalidRequest       Reason = "INVALID_REQUEST"
+	ReasonProfileUnknown       Reason = "PROFILE_UNKNOWN" // never shown: see the service
+	ReasonCredentialsRejected  Reason = "CREDENTIALS_REJECTED"
+	ReasonAuthorizationNeeded  Reason = "AUTHORIZATION_REQUIRED"
+	ReasonLifetimeUnavailable  Reason = "LIFETIME_UNAVAILABLE"
+	ReasonEndpointThrottled    Reason = "ENDPOINT_THROTTLED"
+	ReasonRefreshTooSoon       Reason = "REFRESH_TOO_SOON"
+	ReasonCallerThrottled      Reason = "CALLER_THROTTLED"
+	ReasonEndpointUnavailable  Reason = "ENDPOINT_UNAVAILABLE"
+	ReasonStoreUnavailable     Reason = "STORE_UNAVAILABLE"
+	ReasonShuttingDown         Reason = "SHUTTING_DOWN"
+	ReasonJobEnded             Reason = "JOB_ENDED"
+	ReasonDedicatedUnavailable Reason = "DEDICATED_UNAVAILABLE"
 )
 
 // Error is a failure that a caller can act on. Everything in it but Err is

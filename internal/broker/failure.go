@@ -160,7 +160,7 @@ func unreadableRecord(p *Profile, err error) *Error {
 
 func shuttingDown(p *Profile) *Error {
 	return &Error{
-		Reason:     ReasonEndpointUnavailable,
+		Reason:     ReasonShuttingDown,
 		Text:       fmt.Sprintf("requesting a token for profile %s: this replica is shutting down; ask another one", p.Name),
 		RetryAfter: 100 * time.Millisecond,
 		Err:        errClosing,

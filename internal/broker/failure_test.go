@@ -22,7 +22,7 @@ func TestWrongSecretIsTriedOnce(t *testing.T) {
 			for i := range 10_000 {
 				wg.Go(func() {
 					scopes := [][]string{nil, {"a"}, {"a", "b"}}[i%3]
-					_, _, err := f.replicas[i%5].Issue(t.Context(), "invoices", scopes, broker.Demand{})
+					_, _, err := f.replicas[i%5].Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: scopes}, broker.Demand{})
 					var be *broker.Error
 					if !errors.As(err, &be) || be.Reason != broker.ReasonCredentialsRejected {
 						t.Errorf("got %v", err)
@@ -55,7 +55,7 @@ func TestClientRefusedWithoutACode(t *testing.T) {
 		e := &endpoint{answer: fails(broker.ClientRejected, "", 0)}
 		f := start(t, 1, profile(e))
 		for range 3 {
-			_, _, err := f.replicas[0].Issue(t.Context(), "invoices", nil, broker.Demand{})
+			_, _, err := f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 			if be := (*broker.Error)(nil); !errors.As(err, &be) || be.Reason != broker.ReasonCredentialsRejected || !strings.Contains(be.Text, "correct client_id and client_secret") {
 				t.Errorf("got %v", err)
 			}
@@ -71,7 +71,7 @@ func TestWrongSecretOneProfileOneRequest(t *testing.T) {
 		var wg sync.WaitGroup
 		for i := range 10_000 {
 			wg.Go(func() {
-				if _, _, err := f.replicas[i%5].Issue(t.Context(), "invoices", nil, broker.Demand{}); err == nil {
+				if _, _, err := f.replicas[i%5].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err == nil {
 					t.Error("got a token")
 				}
 			})
@@ -95,7 +95,7 @@ func TestWrongSecretOfOneReplicaIsTriedOnceForAllSubsets(t *testing.T) {
 		var wg sync.WaitGroup
 		for _, scopes := range [][]string{nil, {"a"}, {"b"}, {"c"}, {"a", "b"}} {
 			wg.Go(func() {
-				if _, _, err := f.replicas[0].Issue(t.Context(), "invoices", scopes, broker.Demand{}); err == nil {
+				if _, _, err := f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: scopes}, broker.Demand{}); err == nil {
 					t.Error("got a token")
 				}
 			})
@@ -140,14 +140,14 @@ func TestRefusedPasswordOutlivesTheClientsSecret(t *testing.T) {
 		defer late.Close()
 		late.Configure([]*broker.Profile{with("secret-3", "wrong")})
 		for _, scopes := range [][]string{nil, {"a"}} {
-			if _, _, err := late.Issue(t.Context(), "invoices", scopes, broker.Demand{}); err == nil {
+			if _, _, err := late.Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: scopes}, broker.Demand{}); err == nil {
 				t.Error("got a token")
 			}
 		}
 		wantCalls(t, e, 1)
 		e.set(func(e *endpoint) { e.answer = nil })
 		late.Configure([]*broker.Profile{with("secret-3", "right")})
-		if _, _, err := late.Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+		if _, _, err := late.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil {
 			t.Error(err)
 		}
 		wantCalls(t, e, 2)
@@ -166,7 +166,7 @@ func TestNewCredentialEndsARefusal(t *testing.T) {
 		f.ask(t, broker.Demand{})
 		wantCalls(t, good, 1)
 		// The replica that still has the old secret is served what the other obtained.
-		if _, _, err := f.replicas[1].Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+		if _, _, err := f.replicas[1].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil {
 			t.Error(err)
 		}
 		wantCalls(t, e, 1)
@@ -178,7 +178,7 @@ func TestRefusalOfAnOldCredentialDoesNotBindANewOne(t *testing.T) {
 		old := &endpoint{takes: 2 * time.Second, answer: fails(broker.ClientRejected, "invalid_client", 0)}
 		good := &endpoint{}
 		f := start(t, 1, profile(old))
-		go f.replicas[0].Issue(t.Context(), "invoices", nil, broker.Demand{})
+		go f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 		time.Sleep(time.Second)
 		f.replicas[0].Configure([]*broker.Profile{profile(good, func(p *broker.Profile) { p.Credential = "secret-2" })})
 		f.ask(t, broker.Demand{}) // joins the old flight, is not bound by it, and flies once more
@@ -217,7 +217,7 @@ func TestFailureFromBeforeAResetIsNotRemembered(t *testing.T) {
 		f := start(t, 1, profile(e))
 		first := make(chan error)
 		go func() {
-			_, _, err := f.replicas[0].Issue(t.Context(), "invoices", nil, broker.Demand{})
+			_, _, err := f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 			first <- err
 		}()
 		time.Sleep(time.Second)
@@ -294,7 +294,7 @@ func TestResetIsNotUndoneByAFailureOnItsWay(t *testing.T) {
 		b := broker.New(s, broker.Options{})
 		defer b.Close()
 		b.Configure([]*broker.Profile{profile(e)})
-		go b.Issue(t.Context(), "invoices", nil, broker.Demand{})
+		go b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 		synctest.Wait() // failed in the store, the reply is on its way
 		e.set(func(e *endpoint) { e.answer = nil })
 		if err := b.Reset(t.Context(), "invoices"); err != nil {
@@ -302,7 +302,7 @@ func TestResetIsNotUndoneByAFailureOnItsWay(t *testing.T) {
 		}
 		close(s.arrive)
 		synctest.Wait()
-		if _, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+		if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil {
 			t.Errorf("after the reset: %v", err)
 		}
 	})
@@ -313,7 +313,7 @@ func TestRefusedReplicaServesWhatAnotherObtained(t *testing.T) {
 		e := &endpoint{answer: fails(broker.UserRejected, "invalid_grant", 0)}
 		f := start(t, 2, profile(e))
 		for _, b := range f.replicas {
-			if _, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{}); err == nil {
+			if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err == nil {
 				t.Fatal("got a token")
 			}
 		}
@@ -321,7 +321,7 @@ func TestRefusedReplicaServesWhatAnotherObtained(t *testing.T) {
 		f.replicas[0].Configure([]*broker.Profile{profile(good, func(p *broker.Profile) { p.Credential = "secret-2" })})
 		f.ask(t, broker.Demand{})
 		synctest.Wait()
-		if _, _, err := f.replicas[1].Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+		if _, _, err := f.replicas[1].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil {
 			t.Errorf("the store holds a valid token: %v", err)
 		}
 		wantCalls(t, e, 1)
@@ -334,13 +334,13 @@ func TestRefusedPasswordIsNotRepeatedAfterAnothersSuccess(t *testing.T) {
 		good := &endpoint{}
 		f := start(t, 2, profile(bad, password))
 		f.replicas[0].Configure([]*broker.Profile{profile(good, password, func(p *broker.Profile) { p.Credential = "secret-2" })})
-		if _, _, err := f.replicas[1].Issue(t.Context(), "invoices", nil, broker.Demand{}); err == nil {
+		if _, _, err := f.replicas[1].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err == nil {
 			t.Fatal("got a token")
 		}
 		for range 24 * 12 { // both in use, the token is renewed many times
 			f.ask(t, broker.Demand{})
 			synctest.Wait()
-			if _, _, err := f.replicas[1].Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+			if _, _, err := f.replicas[1].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil {
 				t.Fatalf("the replica with the old password: %v", err)
 			}
 			time.Sleep(5 * time.Minute)

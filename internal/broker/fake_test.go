@@ -142,7 +142,7 @@ func (f *fleet) stop() {
 // ask wants a token from the first replica and fails the test without one.
 func (f *fleet) ask(t *testing.T, d broker.Demand) (*broker.Token, broker.Source) {
 	t.Helper()
-	token, source, err := f.replicas[0].Issue(t.Context(), "invoices", nil, d)
+	token, source, err := f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices"}, d)
 	if err != nil {
 		t.Fatalf("issue: %v", err)
 	}
@@ -152,7 +152,7 @@ func (f *fleet) ask(t *testing.T, d broker.Demand) (*broker.Token, broker.Source
 // refused wants no token, and that reason for it.
 func (f *fleet) refused(t *testing.T, d broker.Demand, reason broker.Reason) *broker.Error {
 	t.Helper()
-	token, _, err := f.replicas[0].Issue(t.Context(), "invoices", nil, d)
+	token, _, err := f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices"}, d)
 	if err == nil {
 		t.Fatalf("got token %s, want %s", token.ID, reason)
 	}

@@ -19,7 +19,7 @@ func (f *fleet) storm(t *testing.T, reason broker.Reason) {
 	for _, b := range f.replicas {
 		for _, s := range subsets {
 			wg.Go(func() {
-				_, _, err := b.Issue(t.Context(), "invoices", s, broker.Demand{})
+				_, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: s}, broker.Demand{})
 				var be *broker.Error
 				if !errors.As(err, &be) || be.Reason != reason {
 					t.Errorf("got %v, want %s", err, reason)
@@ -62,7 +62,7 @@ func TestProvenSecretThatIsRevokedCostsOneRequestPerReplica(t *testing.T) {
 		e.set(func(e *endpoint) { e.answer = fails(broker.ClientRejected, "invalid_client", 0) })
 		for _, s := range subsets {
 			for _, b := range f.replicas {
-				if _, _, err := b.Issue(t.Context(), "invoices", s, broker.Demand{}); err == nil {
+				if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: s}, broker.Demand{}); err == nil {
 					t.Error("got a token")
 				}
 			}
@@ -79,7 +79,7 @@ func TestThrottleBindsTheWholeFleet(t *testing.T) {
 		e := &endpoint{}
 		f := start(t, 5, profile(e))
 		for _, b := range f.replicas { // the secret is proven on all of them
-			if _, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+			if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -87,7 +87,7 @@ func TestThrottleBindsTheWholeFleet(t *testing.T) {
 		asked := e.count()
 		for _, s := range subsets {
 			for _, b := range f.replicas {
-				if _, _, err := b.Issue(t.Context(), "invoices", s, broker.Demand{}); err == nil {
+				if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: s}, broker.Demand{}); err == nil {
 					t.Error("got a token")
 				}
 			}
@@ -101,7 +101,7 @@ func TestResetReachesWhatOnlyAnotherReplicaKnows(t *testing.T) {
 		e := &endpoint{answer: fails(broker.RequestRejected, "invalid_scope", 0)}
 		f := start(t, 2, profile(e))
 		other := f.replicas[1]
-		if _, _, err := other.Issue(t.Context(), "invoices", []string{"a"}, broker.Demand{}); err == nil {
+		if _, _, err := other.Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: []string{"a"}}, broker.Demand{}); err == nil {
 			t.Fatal("got a token")
 		}
 		e.set(func(e *endpoint) { e.answer = nil })
@@ -110,7 +110,7 @@ func TestResetReachesWhatOnlyAnotherReplicaKnows(t *testing.T) {
 		}
 		synctest.Wait()
 		for _, b := range f.replicas {
-			if _, _, err := b.Issue(t.Context(), "invoices", []string{"a"}, broker.Demand{}); err != nil {
+			if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: []string{"a"}}, broker.Demand{}); err != nil {
 				t.Error(err)
 			}
 		}
@@ -125,7 +125,7 @@ func TestReplicasDoNotEachWaitForAProof(t *testing.T) {
 		var wg sync.WaitGroup
 		for i, b := range f.replicas {
 			wg.Go(func() {
-				if _, _, err := b.Issue(t.Context(), "invoices", subsets[i], broker.Demand{}); err != nil {
+				if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: subsets[i]}, broker.Demand{}); err != nil {
 					t.Error(err)
 				}
 			})
@@ -144,7 +144,7 @@ func TestWorkingCredentialOfAnotherReplicaDoesNotFreeARefusedOne(t *testing.T) {
 		old := profile(bad, password)
 		f := start(t, 2, old)
 		f.replicas[0].Configure([]*broker.Profile{profile(&endpoint{}, password, func(p *broker.Profile) { p.Credential = "secret-2" })})
-		if _, _, err := f.replicas[1].Issue(t.Context(), "invoices", nil, broker.Demand{}); err == nil {
+		if _, _, err := f.replicas[1].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err == nil {
 			t.Fatal("got a token")
 		}
 		f.ask(t, broker.Demand{})
@@ -153,7 +153,7 @@ func TestWorkingCredentialOfAnotherReplicaDoesNotFreeARefusedOne(t *testing.T) {
 		defer fresh.Close()
 		fresh.Configure([]*broker.Profile{old})
 		for _, s := range subsets {
-			if _, _, err := fresh.Issue(t.Context(), "invoices", s, broker.Demand{}); err == nil {
+			if _, _, err := fresh.Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: s}, broker.Demand{}); err == nil {
 				t.Error("got a token")
 			}
 		}

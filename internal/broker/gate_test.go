@@ -26,7 +26,7 @@ func TestColdFamiliesOfOneClientWaitForOneProofOnly(t *testing.T) {
 		var wg sync.WaitGroup
 		for _, s := range scopes {
 			wg.Go(func() {
-				if _, _, err := f.replicas[0].Issue(t.Context(), "invoices", []string{s}, broker.Demand{}); err != nil {
+				if _, _, err := f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: []string{s}}, broker.Demand{}); err != nil {
 					t.Error(err)
 				}
 			})
@@ -47,7 +47,7 @@ func TestHangingEndpointIsTriedOnceForAllFamiliesOfAnUnprovenClient(t *testing.T
 		var wg sync.WaitGroup
 		for _, s := range subsets {
 			wg.Go(func() {
-				if _, _, err := f.replicas[0].Issue(t.Context(), "invoices", s, broker.Demand{}); err == nil {
+				if _, _, err := f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: s}, broker.Demand{}); err == nil {
 					t.Error("got a token")
 				}
 			})
@@ -67,16 +67,16 @@ func TestSuccessOfAnEarlierCallDoesNotEndAThrottle(t *testing.T) {
 		f.ask(t, broker.Demand{})
 		b := f.replicas[0]
 		e.set(func(e *endpoint) { e.takes = 2 * time.Second })
-		go b.Issue(t.Context(), "invoices", []string{"a"}, broker.Demand{})
+		go b.Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: []string{"a"}}, broker.Demand{})
 		time.Sleep(time.Second)
 		e.set(func(e *endpoint) { e.takes, e.answer = 0, fails(broker.Throttled, "", 10*time.Minute) })
-		if _, _, err := b.Issue(t.Context(), "invoices", []string{"b"}, broker.Demand{}); err == nil {
+		if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: []string{"b"}}, broker.Demand{}); err == nil {
 			t.Fatal("got a token")
 		}
 		throttled := e.count()
 		time.Sleep(2 * time.Second) // the earlier call has succeeded
 		for _, s := range [][]string{{"c"}, {"b", "c"}} {
-			if _, _, err := b.Issue(t.Context(), "invoices", s, broker.Demand{}); err == nil {
+			if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: s}, broker.Demand{}); err == nil {
 				t.Error("got a token")
 			}
 		}
@@ -93,10 +93,10 @@ func TestSuccessOfOneCredentialDoesNotFreeAnother(t *testing.T) {
 			profile(good, password, func(p *broker.Profile) { p.Name, p.Credential, p.Scopes = "right", "secret-2", []string{"x"} }))
 		b := f.replicas[0]
 		for _, s := range subsets {
-			if _, _, err := b.Issue(t.Context(), "invoices", s, broker.Demand{}); err == nil {
+			if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: s}, broker.Demand{}); err == nil {
 				t.Fatal("got a token")
 			}
-			if _, _, err := b.Issue(t.Context(), "right", nil, broker.Demand{}); err != nil {
+			if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "right"}, broker.Demand{}); err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(2 * time.Hour)
@@ -114,7 +114,7 @@ func TestChangedPasswordIsPresentedOnce(t *testing.T) {
 		var wg sync.WaitGroup
 		for _, s := range subsets {
 			wg.Go(func() {
-				if _, _, err := f.replicas[0].Issue(t.Context(), "invoices", s, broker.Demand{}); err == nil {
+				if _, _, err := f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: s}, broker.Demand{}); err == nil {
 					t.Error("got a token")
 				}
 			})
@@ -130,7 +130,7 @@ func TestReloadThatDropsAProfileForgetsNoRefusal(t *testing.T) {
 		f := start(t, 1, profile(e, password))
 		b := f.replicas[0]
 		for _, s := range subsets {
-			if _, _, err := b.Issue(t.Context(), "invoices", s, broker.Demand{}); err == nil {
+			if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: s}, broker.Demand{}); err == nil {
 				t.Error("got a token")
 			}
 			b.Configure(nil)
@@ -165,7 +165,7 @@ func TestShorterThrottleDoesNotReplaceALongerOne(t *testing.T) {
 		f.ask(t, broker.Demand{})
 		b := f.replicas[0]
 		refuse := func(s []string) {
-			if _, _, err := b.Issue(t.Context(), "invoices", s, broker.Demand{}); err == nil {
+			if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: s}, broker.Demand{}); err == nil {
 				t.Error("got a token")
 			}
 		}
@@ -190,11 +190,11 @@ func TestOurOwnDeadlineIsNotTheEndpointsFailure(t *testing.T) {
 		b := f.replicas[0]
 		var wg sync.WaitGroup
 		for _, s := range subsets[:2] {
-			wg.Go(func() { b.Issue(t.Context(), "invoices", s, broker.Demand{}) })
+			wg.Go(func() { b.Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: s}, broker.Demand{}) })
 		}
 		wg.Wait()
 		for _, s := range subsets[:2] {
-			if _, _, err := b.Issue(t.Context(), "invoices", s, broker.Demand{}); err != nil {
+			if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: s}, broker.Demand{}); err != nil {
 				t.Errorf("held back though the endpoint never failed: %v", err)
 			}
 		}

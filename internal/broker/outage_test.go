@@ -130,7 +130,7 @@ func TestClientCredentialsGoOnWithoutTheStore(t *testing.T) {
 		all(ways, errDown)
 		began := time.Now()
 		for _, b := range f.replicas {
-			token, source, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{})
+			token, source, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 			if err != nil || source != broker.Uncoordinated {
 				t.Fatalf("%v, %v, %v", token, source, err)
 			}
@@ -141,7 +141,7 @@ func TestClientCredentialsGoOnWithoutTheStore(t *testing.T) {
 		// Ten hours of it: one request per replica and life, and never a caller left alone.
 		for range 10 * 60 * 6 {
 			for _, b := range f.replicas {
-				if _, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+				if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -160,7 +160,7 @@ func TestClientCredentialsGoOnWithoutTheStore(t *testing.T) {
 		before := e.count()
 		for range 6 * 60 {
 			for _, b := range f.replicas {
-				if _, source, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil || source == broker.Uncoordinated {
+				if _, source, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil || source == broker.Uncoordinated {
 					t.Fatal(source, err)
 				}
 			}
@@ -267,7 +267,7 @@ func TestReportsWithoutTheStoreDoNotDrainTheEndpoint(t *testing.T) {
 		all(ways, errDown)
 		token, _ := f.ask(t, broker.Demand{})
 		for range 600 {
-			if next, _, err := f.replicas[0].Issue(t.Context(), "invoices", nil, broker.Demand{Not: token.ID}); err == nil {
+			if next, _, err := f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{Not: token.ID}); err == nil {
 				token = next
 			}
 			time.Sleep(time.Second)
@@ -284,7 +284,7 @@ func TestEndpointDownWithoutTheStoreBacksOff(t *testing.T) {
 		f, ways := brittleFleet(t, 1, profile(e))
 		all(ways, errDown)
 		for range 600 {
-			if _, _, err := f.replicas[0].Issue(t.Context(), "invoices", nil, broker.Demand{}); err == nil {
+			if _, _, err := f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err == nil {
 				t.Fatal("got a token")
 			}
 			time.Sleep(time.Second)

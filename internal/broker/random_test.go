@@ -152,9 +152,9 @@ func TestConsentSurvivesAStoreThatFailsAtRandom(t *testing.T) {
 					}
 					wg.Go(func() {
 						began := time.Now()
-						tok, _, err := b.Issue(t.Context(), "invoices", scopes, d)
+						tok, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: scopes}, d)
 						if err == nil && report {
-							tok, _, err = b.Issue(t.Context(), "invoices", scopes, broker.Demand{Not: tok.ID})
+							tok, _, err = b.Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: scopes}, broker.Demand{Not: tok.ID})
 						}
 						if err == nil && time.Until(tok.ExpireTime) <= 0 {
 							t.Error("expired")

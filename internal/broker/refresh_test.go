@@ -231,14 +231,14 @@ func TestRefusedScopesHoldNobodyElseUp(t *testing.T) {
 		f := start(t, 2, p)
 		s.signIn(t, f.store, p)
 		for i, scopes := range [][]string{{"a"}, {"a"}, {"b"}, {"c"}} {
-			_, _, err := f.replicas[i%2].Issue(t.Context(), "invoices", scopes, broker.Demand{})
+			_, _, err := f.replicas[i%2].Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: scopes}, broker.Demand{})
 			if e := (*broker.Error)(nil); scopes[0] == "a" && (!errors.As(err, &e) || e.Reason != broker.ReasonCredentialsRejected) || scopes[0] != "a" && err != nil {
 				t.Errorf("%v: %v", scopes, err)
 			}
 		}
 		asked := len(s.asked())
 		for range 100 {
-			if _, _, err := f.replicas[0].Issue(t.Context(), "invoices", []string{"a"}, broker.Demand{}); err == nil {
+			if _, _, err := f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: []string{"a"}}, broker.Demand{}); err == nil {
 				t.Error("got a token")
 			}
 		}
@@ -261,7 +261,7 @@ func TestRefreshTokensAreSpentOnceEach(t *testing.T) {
 			for i, b := range f.replicas {
 				for _, scopes := range [][]string{nil, subsets[i]} {
 					wg.Go(func() {
-						if _, _, err := b.Issue(t.Context(), "invoices", scopes, broker.Demand{}); err != nil {
+						if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: scopes}, broker.Demand{}); err != nil {
 							t.Error(err)
 						}
 					})
@@ -285,7 +285,7 @@ func TestPasswordIsUsedOnceAndRefreshTokensAfterIt(t *testing.T) {
 		f := start(t, 3, s.consented(passwordThenRefresh))
 		for range 24 * 12 {
 			for _, b := range f.replicas {
-				if _, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+				if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -316,7 +316,7 @@ func TestDeadGrantIsPresentedOnceByTheFleet(t *testing.T) {
 		s.set(func(s *idp) { s.dead = true })
 		for time.Until(token.ExpireTime) > 2*time.Second {
 			for _, b := range f.replicas { // served to the end
-				if _, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+				if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -325,7 +325,7 @@ func TestDeadGrantIsPresentedOnceByTheFleet(t *testing.T) {
 		time.Sleep(3 * time.Second)
 		for range 100 {
 			for _, b := range f.replicas {
-				_, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{})
+				_, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 				var be *broker.Error
 				if !errors.As(err, &be) || be.Reason != broker.ReasonAuthorizationNeeded {
 					t.Fatalf("got %v", err)
@@ -339,7 +339,7 @@ func TestDeadGrantIsPresentedOnceByTheFleet(t *testing.T) {
 		s.signIn(t, f.store, p)
 		synctest.Wait()
 		for _, b := range f.replicas {
-			if _, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+			if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil {
 				t.Errorf("after a new consent: %v", err)
 			}
 		}
@@ -356,7 +356,7 @@ func TestLostAnswerIsNotAVerdict(t *testing.T) {
 		s.set(func(s *idp) { s.fault = func(int) fault { return lost } })
 		var second time.Time
 		for time.Until(token.ExpireTime) > time.Second {
-			if _, _, err := f.replicas[0].Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+			if _, _, err := f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil {
 				t.Fatal(err)
 			}
 			if s.mostPresented() == 2 && second.IsZero() {
@@ -394,7 +394,7 @@ func TestPausedPresenterIsWaitedForAndHealsTheRecord(t *testing.T) {
 		f, ways := brittleFleet(t, 3, p)
 		s.signIn(t, f.store, p)
 		for _, b := range f.replicas {
-			if _, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+			if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -409,13 +409,13 @@ func TestPausedPresenterIsWaitedForAndHealsTheRecord(t *testing.T) {
 		time.Sleep(20 * time.Minute)
 		went := time.Now()
 		report, _ := f.ask(t, broker.Demand{})
-		go f.replicas[0].Issue(t.Context(), "invoices", nil, broker.Demand{Not: report.ID}) // its refresh is the one that pauses
+		go f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{Not: report.ID}) // its refresh is the one that pauses
 		time.Sleep(time.Second)
 		ways[0].fails(errDown)
 		awake := f.replicas[1:]
 		for range 8 * 60 { // served to the end, and nobody presents
 			for _, b := range awake {
-				if _, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+				if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil {
 					t.Fatalf("after %v: %v", time.Since(went), err)
 				}
 			}
@@ -427,7 +427,7 @@ func TestPausedPresenterIsWaitedForAndHealsTheRecord(t *testing.T) {
 		time.Sleep(5 * time.Minute)
 		for range 3 {
 			for _, b := range awake {
-				_, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{})
+				_, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 				var be *broker.Error
 				if !errors.As(err, &be) || be.Reason != broker.ReasonAuthorizationNeeded {
 					t.Fatalf("got %v", err)
@@ -442,7 +442,7 @@ func TestPausedPresenterIsWaitedForAndHealsTheRecord(t *testing.T) {
 		time.Sleep(time.Hour) // it wakes up with the answer
 		s.set(func(s *idp) { s.fault = nil })
 		for _, b := range f.replicas {
-			if _, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+			if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil {
 				t.Errorf("after the late answer: %v", err)
 			}
 		}
@@ -524,7 +524,7 @@ func TestRefreshIsFinishedAndSavedWhenTheProcessStops(t *testing.T) {
 		s.signIn(t, f.store, p)
 		time.Sleep(61 * time.Minute)
 		going := f.replicas[1]
-		go going.Issue(t.Context(), "invoices", nil, broker.Demand{})
+		go going.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 		time.Sleep(time.Second) // the request is on its way
 		going.Close()
 		if _, source := f.ask(t, broker.Demand{}); source == broker.FromEndpoint {
@@ -558,7 +558,7 @@ func TestRefreshThatCannotBeSavedIsKeptUntilItCan(t *testing.T) {
 		if f.replicas[0].Unsaved() != 0 {
 			t.Error("the grant is still not saved")
 		}
-		if _, source, err := f.replicas[1].Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil || source != broker.FromStore {
+		if _, source, err := f.replicas[1].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil || source != broker.FromStore {
 			t.Errorf("the other replica: %v, %v", source, err)
 		}
 		if s.mostPresented() != 1 {
@@ -580,7 +580,7 @@ func TestLeaseLostDuringARefreshCancelsNothing(t *testing.T) {
 		var wg sync.WaitGroup
 		for _, b := range f.replicas {
 			wg.Go(func() {
-				if _, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+				if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil {
 					t.Error(err)
 				}
 			})
@@ -601,7 +601,7 @@ func TestNewConsentWinsOverARefreshUnderWay(t *testing.T) {
 		f := start(t, 2, p)
 		s.signIn(t, f.store, p)
 		time.Sleep(61 * time.Minute)
-		go f.replicas[0].Issue(t.Context(), "invoices", nil, broker.Demand{})
+		go f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 		time.Sleep(time.Second)
 		s.set(func(s *idp) { s.takes = 0 })
 		s.signIn(t, f.store, p)
@@ -620,23 +620,23 @@ func TestRevokedTokenIsServedByNobody(t *testing.T) {
 		f := start(t, 3, p)
 		s.signIn(t, f.store, p)
 		for _, b := range f.replicas {
-			if _, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+			if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil {
 				t.Fatal(err)
 			}
 		}
 		token, _ := f.ask(t, broker.Demand{})
-		r, err := f.replicas[0].Revoke(t.Context(), "invoices", nil, "")
+		r, err := f.replicas[0].Revoke(t.Context(), broker.Ask{Profile: "invoices"}, "")
 		if err != nil || !r.Confirmed || r.TokenID != token.ID {
 			t.Fatalf("%+v, %v", r, err)
 		}
 		synctest.Wait()
 		for _, b := range f.replicas {
-			next, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{})
+			next, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 			if err != nil || next.ID == token.ID {
 				t.Errorf("%v, %v", next, err)
 			}
 		}
-		if again, err := f.replicas[1].Revoke(t.Context(), "invoices", nil, token.ID); err != nil || again.Confirmed {
+		if again, err := f.replicas[1].Revoke(t.Context(), broker.Ask{Profile: "invoices"}, token.ID); err != nil || again.Confirmed {
 			t.Errorf("revoking it again: %+v, %v", again, err)
 		}
 		if len(s.asked()) != 1 || s.asked()[0] != token.Access.Reveal() {
@@ -659,14 +659,14 @@ func TestRevocationIsFinishedByAnotherReplica(t *testing.T) {
 		f := start(t, 3, p)
 		s.signIn(t, f.store, p)
 		for _, b := range f.replicas {
-			if _, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+			if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil {
 				t.Fatal(err)
 			}
 		}
 		dies := s.consented()
 		dies.Issuer = silent{s}
 		f.replicas[0].Configure([]*broker.Profile{dies})
-		r, err := f.replicas[0].Revoke(t.Context(), "invoices", nil, "")
+		r, err := f.replicas[0].Revoke(t.Context(), broker.Ask{Profile: "invoices"}, "")
 		if err != nil || r.Confirmed {
 			t.Fatalf("%+v, %v", r, err)
 		}
@@ -686,12 +686,12 @@ func TestRevocationWithoutTheStoreSaysWhatIsLeft(t *testing.T) {
 		s.signIn(t, f.store, p)
 		token, _ := f.ask(t, broker.Demand{})
 		all(ways, errDown)
-		_, err := f.replicas[0].Revoke(t.Context(), "invoices", nil, "")
+		_, err := f.replicas[0].Revoke(t.Context(), broker.Ask{Profile: "invoices"}, "")
 		var be *broker.Error
 		if !errors.As(err, &be) || be.Reason != broker.ReasonStoreUnavailable || be.RetryAfter <= 0 {
 			t.Fatalf("got %v", err)
 		}
-		if next, _, err := f.replicas[0].Issue(t.Context(), "invoices", nil, broker.Demand{}); err == nil && next.ID == token.ID {
+		if next, _, err := f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err == nil && next.ID == token.ID {
 			t.Error("it is still handed out here")
 		}
 		if len(s.asked()) != 1 {

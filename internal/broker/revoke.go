@@ -22,19 +22,13 @@ const rememberDropped = 10 * time.Minute
 // Revoke drops a token of the profile for good, the current one if id is empty,
 // and asks the authorization server to revoke it. The error is an *Error or
 // ctx's; what the server says is not an error.
-func (b *Broker) Revoke(ctx context.Context, name string, scopes []string, id string) (Revocation, error) {
-	p, err := b.profile(name)
+func (b *Broker) Revoke(ctx context.Context, ask Ask, id string) (Revocation, error) {
+	p, e, err := b.find(ask)
 	if err != nil {
 		return Revocation{}, err
 	}
-	e := p.own
-	if len(scopes) > 0 {
-		if e, err = b.subset(p, scopes); err != nil {
-			return Revocation{}, err
-		}
-	}
 	for _, x := range p.all() { // whoever names a token need not know its scopes
-		if t := x.token.Load(); len(scopes) == 0 && id != "" && t != nil && t.ID == id {
+		if t := x.token.Load(); len(ask.Scopes) == 0 && ask.Job == "" && id != "" && t != nil && t.ID == id {
 			e = x
 		}
 	}

@@ -340,7 +340,7 @@ func (r *renewal) updateOnce(ctx context.Context, change func(*secretRecord) err
 
 // create takes the first two steps.
 func (r *renewal) create(ctx context.Context, lasts func() bool) (secretRecord, error) {
-	token, _, err := r.b.Issue(ctx, r.admin, nil, Demand{})
+	token, _, err := r.b.Issue(ctx, Ask{Profile: r.admin}, Demand{})
 	if err != nil {
 		return r.failed(ctx, err)
 	}

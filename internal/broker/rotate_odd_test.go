@@ -34,7 +34,7 @@ func TestSecretsOfOddLivesAreKept(t *testing.T) {
 				}
 				v.set(func() { v.secrets[0].end = time.Now() })
 				for _, b := range f.replicas {
-					if _, _, err := b.Issue(t.Context(), "invoices", []string{"a"}, broker.Demand{}); err != nil {
+					if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: []string{"a"}}, broker.Demand{}); err != nil {
 						t.Error(err)
 					}
 				}
@@ -198,7 +198,7 @@ func TestNobodyIsQuickerThanTheSecretsOfTheStore(t *testing.T) {
 		defer fresh.Close()
 		fresh.Configure([]*broker.Profile{p})
 		synctest.Wait()
-		if _, _, err := fresh.Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+		if _, _, err := fresh.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil {
 			t.Error(err)
 		}
 		if _, refused, _ := v.counts(); refused > 0 {

@@ -299,7 +299,7 @@ func crash(t *testing.T, dies int) []string {
 	for i, b := range replicas {
 		load.Go(func() {
 			for ; ctx.Err() == nil; time.Sleep(time.Second) {
-				_, _, err := b.Issue(ctx, "invoices", nil, broker.Demand{})
+				_, _, err := b.Issue(ctx, broker.Ask{Profile: "invoices"}, broker.Demand{})
 				if err != nil && ctx.Err() == nil && !(i == 0 && m.isDead()) {
 					t.Errorf("replica %d: %v", i, err)
 				}
@@ -366,7 +366,7 @@ func TestSecretIsRenewedBeforeItsEnd(t *testing.T) {
 		f := start(t, 3, rotating(v, nil))
 		for range 2 * 365 {
 			for i, b := range f.replicas {
-				if _, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+				if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil {
 					t.Fatalf("after %v replica %d: %v", time.Since(v.secrets[0].start), i, err)
 				}
 			}
@@ -427,7 +427,7 @@ func TestRestartAfterTheConfiguredSecretEnded(t *testing.T) {
 			b.Configure([]*broker.Profile{rotating(v, nil)})
 			for _, s := range subsets {
 				wg.Go(func() {
-					if _, _, err := b.Issue(t.Context(), "invoices", s, broker.Demand{}); err != nil {
+					if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: s}, broker.Demand{}); err != nil {
 						t.Error(err)
 					}
 				})
@@ -492,7 +492,7 @@ func TestSignInAfterTheConfiguredSecretEnded(t *testing.T) {
 		b := broker.New(f.store, broker.Options{})
 		defer b.Close()
 		b.Configure([]*broker.Profile{p})
-		if r, err := b.Revoke(t.Context(), "invoices", nil, ""); err != nil || !r.Confirmed {
+		if r, err := b.Revoke(t.Context(), broker.Ask{Profile: "invoices"}, ""); err != nil || !r.Confirmed {
 			t.Errorf("revoked %+v, %v", r, err)
 		}
 		if _, refused, _ := v.counts(); refused > 0 {
@@ -512,7 +512,7 @@ func TestWithoutTheStoreTheConfiguredSecretIsUsed(t *testing.T) {
 		b := broker.New(s, broker.Options{})
 		defer b.Close()
 		b.Configure([]*broker.Profile{rotating(v, nil)})
-		if _, source, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil || source != broker.Uncoordinated {
+		if _, source, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil || source != broker.Uncoordinated {
 			t.Errorf("got a token from %v, %v", source, err)
 		}
 		time.Sleep(time.Hour)
@@ -530,7 +530,7 @@ func TestReloadKeepsTheSecretsOfTheStore(t *testing.T) {
 		for range 3 {
 			for _, b := range f.replicas {
 				b.Configure([]*broker.Profile{rotating(v, nil)})
-				if _, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+				if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil {
 					t.Error(err)
 				}
 			}
@@ -553,7 +553,7 @@ func TestOldSecretIsSecondChoiceUntilItsEnd(t *testing.T) {
 		}
 		v.set(func() { v.secrets[2].end = time.Now() }) // the newest is taken back
 		synctest.Wait()
-		if _, _, err := f.replicas[1].Issue(t.Context(), "invoices", []string{"a"}, broker.Demand{}); err != nil {
+		if _, _, err := f.replicas[1].Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: []string{"a"}}, broker.Demand{}); err != nil {
 			t.Errorf("the second choice was not tried: %v", err)
 		}
 		if _, refused, _ := v.counts(); refused != 1 {
@@ -577,7 +577,7 @@ func TestRotatedSecretNeedsNoTrial(t *testing.T) {
 		var wg sync.WaitGroup
 		for i, s := range subsets {
 			wg.Go(func() {
-				if _, _, err := f.replicas[i%3].Issue(t.Context(), "invoices", s, broker.Demand{}); err != nil {
+				if _, _, err := f.replicas[i%3].Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: s}, broker.Demand{}); err != nil {
 					t.Error(err)
 				}
 			})
@@ -636,7 +636,7 @@ func TestFailedRotationsBackOff(t *testing.T) {
 						t.Errorf("secret %d was created %v after the one before, want %v", i+1, gap, want)
 					}
 				}
-				if _, _, err := f.replicas[2].Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+				if _, _, err := f.replicas[2].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil {
 					t.Errorf("the old secret is not used any more: %v", err)
 				}
 				orphans := strings.Count(f.log.String(), "a client secret may exist that nobody knows")

@@ -81,7 +81,7 @@ func TestRestedRefusalIsTriedOnceByProvenReplicas(t *testing.T) {
 		e := &endpoint{}
 		f := start(t, 5, profile(e))
 		for i, b := range f.replicas { // the secret works on all of them
-			if _, _, err := b.Issue(t.Context(), "invoices", subsets[i], broker.Demand{}); err != nil {
+			if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: subsets[i]}, broker.Demand{}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -89,7 +89,7 @@ func TestRestedRefusalIsTriedOnceByProvenReplicas(t *testing.T) {
 			e.answer, e.takes = fails(broker.ClientRejected, "invalid_client", 0), time.Second
 		})
 		asked := e.count()
-		if _, _, err := f.replicas[0].Issue(t.Context(), "invoices", nil, broker.Demand{}); err == nil {
+		if _, _, err := f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err == nil {
 			t.Fatal("got a token")
 		}
 		wantCalls(t, e, asked+1)
@@ -122,7 +122,7 @@ func TestOtherSlotDoesNotPresentWhatIsSpentAndUnsaved(t *testing.T) {
 		b := f.replicas[0]
 		var wg sync.WaitGroup
 		for _, scopes := range [][]string{nil, {"a"}} {
-			wg.Go(func() { b.Issue(t.Context(), "invoices", scopes, broker.Demand{}) })
+			wg.Go(func() { b.Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: scopes}, broker.Demand{}) })
 			time.Sleep(100 * time.Millisecond)
 		}
 		wg.Wait()
@@ -146,7 +146,7 @@ func TestUnsavedGrantOutOfTokenSaysStoreUnavailable(t *testing.T) {
 		f.ask(t, broker.Demand{})
 		time.Sleep(11 * time.Minute)
 		began := time.Now()
-		_, _, err := f.replicas[0].Issue(t.Context(), "invoices", nil, broker.Demand{})
+		_, _, err := f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 		var be *broker.Error
 		if took := time.Since(began); !errors.As(err, &be) || be.Reason != broker.ReasonStoreUnavailable || took > 5*time.Second {
 			t.Errorf("after %v: %v", took, err)
@@ -158,13 +158,13 @@ func TestUnsavedGrantOutOfTokenSaysStoreUnavailable(t *testing.T) {
 func TestNoDemandPresentsARefreshTokenInDoubtEarly(t *testing.T) {
 	for name, ask := range map[string]func(t *testing.T, b *broker.Broker, id string){
 		"report": func(t *testing.T, b *broker.Broker, id string) {
-			b.Issue(t.Context(), "invoices", nil, broker.Demand{Not: id})
+			b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{Not: id})
 		},
 		"lifetime": func(t *testing.T, b *broker.Broker, _ string) {
-			b.Issue(t.Context(), "invoices", nil, broker.Demand{Lifetime: 50 * time.Minute})
+			b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{Lifetime: 50 * time.Minute})
 		},
 		"other scopes": func(t *testing.T, b *broker.Broker, _ string) {
-			b.Issue(t.Context(), "invoices", []string{"a"}, broker.Demand{})
+			b.Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: []string{"a"}}, broker.Demand{})
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -174,7 +174,7 @@ func TestNoDemandPresentsARefreshTokenInDoubtEarly(t *testing.T) {
 				f, ways := brittleFleet(t, 2, p)
 				s.signIn(t, f.store, p)
 				for _, b := range f.replicas {
-					if _, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+					if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -188,7 +188,7 @@ func TestNoDemandPresentsARefreshTokenInDoubtEarly(t *testing.T) {
 				})
 				time.Sleep(20 * time.Minute)
 				token, _ := f.ask(t, broker.Demand{})
-				go f.replicas[0].Issue(t.Context(), "invoices", nil, broker.Demand{Not: token.ID}) // pauses with the answer
+				go f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{Not: token.ID}) // pauses with the answer
 				time.Sleep(time.Second)
 				ways[0].fails(errDown)
 				time.Sleep(time.Minute)
@@ -228,7 +228,7 @@ func TestOldOutageDoesNotMakeOneSlowReplyAnotherOne(t *testing.T) {
 		f, ways := brittleFleet(t, 1, profile(e))
 		f.ask(t, broker.Demand{})
 		all(ways, errDown)
-		f.replicas[0].Revoke(t.Context(), "invoices", nil, "")
+		f.replicas[0].Revoke(t.Context(), broker.Ask{Profile: "invoices"}, "")
 		all(ways, nil)
 		time.Sleep(2 * time.Hour) // the store is well, and nobody asks it
 		all(ways, errDown)
@@ -261,7 +261,7 @@ func TestRefusalIsToldAgainIfTheStoreDoesNotAnswerOnce(t *testing.T) {
 		}
 		for range 5 {
 			for _, b := range f.replicas {
-				b.Issue(t.Context(), "invoices", nil, broker.Demand{})
+				b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 			}
 			time.Sleep(time.Minute)
 		}
@@ -288,7 +288,7 @@ func TestRefusalThatComesAfterTheLeaseIsARefusal(t *testing.T) {
 			x.renew = func(broker.Lease) error { return errDown }
 		})
 		for range 20 {
-			f.replicas[0].Issue(t.Context(), "invoices", nil, broker.Demand{})
+			f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 			time.Sleep(time.Minute)
 		}
 		wantCalls(t, e, 1)
@@ -308,14 +308,14 @@ func TestRepeatedRevokedTokenUnsavedIsNoLoop(t *testing.T) {
 			}
 		})
 		f.ask(t, broker.Demand{})
-		if _, err := f.replicas[0].Revoke(t.Context(), "invoices", nil, ""); err != nil {
+		if _, err := f.replicas[0].Revoke(t.Context(), broker.Ask{Profile: "invoices"}, ""); err != nil {
 			t.Fatal(err)
 		}
 		cut = true
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		asked := e.count()
-		_, _, err := f.replicas[0].Issue(ctx, "invoices", nil, broker.Demand{})
+		_, _, err := f.replicas[0].Issue(ctx, broker.Ask{Profile: "invoices"}, broker.Demand{})
 		var be *broker.Error
 		if !errors.As(err, &be) || e.count()-asked > 2 {
 			t.Errorf("%d token requests for one call, which heard %v", e.count()-asked, err)
@@ -328,12 +328,12 @@ func TestRevokeByIdReachesASubsetsToken(t *testing.T) {
 		e := &endpoint{}
 		f := start(t, 1, profile(e))
 		b := f.replicas[0]
-		token, _, err := b.Issue(t.Context(), "invoices", []string{"a"}, broker.Demand{})
+		token, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: []string{"a"}}, broker.Demand{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		r, err := b.Revoke(t.Context(), "invoices", nil, token.ID)
-		next, _, _ := b.Issue(t.Context(), "invoices", []string{"a"}, broker.Demand{})
+		r, err := b.Revoke(t.Context(), broker.Ask{Profile: "invoices"}, token.ID)
+		next, _, _ := b.Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: []string{"a"}}, broker.Demand{})
 		if err == nil && r.TokenID == token.ID && next.ID == token.ID {
 			t.Error("said to be revoked, and handed out")
 		}
@@ -347,14 +347,14 @@ func TestRevokeWithoutTheStoreReachesAllSlotsHere(t *testing.T) {
 		f, ways := brittleFleet(t, 1, p)
 		s.signIn(t, f.store, p)
 		b := f.replicas[0]
-		token, _, err := b.Issue(t.Context(), "invoices", []string{"a"}, broker.Demand{})
+		token, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: []string{"a"}}, broker.Demand{})
 		if err != nil {
 			t.Fatal(err)
 		}
 		all(ways, errDown)
-		_, err = b.Revoke(t.Context(), "invoices", nil, token.ID)
+		_, err = b.Revoke(t.Context(), broker.Ask{Profile: "invoices"}, token.ID)
 		t.Log(err) // "this one does not any more"
-		if next, _, err := b.Issue(t.Context(), "invoices", []string{"a"}, broker.Demand{}); err == nil && next.ID == token.ID {
+		if next, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices", Scopes: []string{"a"}}, broker.Demand{}); err == nil && next.ID == token.ID {
 			t.Error("it is still handed out here")
 		}
 	})
@@ -368,7 +368,7 @@ func TestNobodyIsRefusedWhileTheStoreGoesAway(t *testing.T) {
 		all(ways, errDown)
 		bad := 0
 		for time.Until(token.ExpireTime) > -30*time.Second {
-			if _, _, err := f.replicas[0].Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+			if _, _, err := f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil {
 				bad++
 				t.Logf("%v before the end: %v", time.Until(token.ExpireTime), err)
 			}
@@ -391,7 +391,7 @@ func TestDemandForLifeWhileTheStoreIsAway(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		for range 10 {
-			if _, _, err := f.replicas[0].Issue(t.Context(), "invoices", nil, broker.Demand{Lifetime: 30 * time.Minute}); err != nil {
+			if _, _, err := f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{Lifetime: 30 * time.Minute}); err != nil {
 				t.Errorf("%v", err)
 			}
 			time.Sleep(time.Second)
@@ -411,7 +411,7 @@ func TestTooShortTokensOfAConsentAreNeitherServedNorAskedForForEver(t *testing.T
 		served := 0
 		for range 3600 {
 			for _, b := range f.replicas {
-				if _, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{}); err == nil {
+				if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err == nil {
 					served++
 				}
 			}
@@ -436,7 +436,7 @@ func TestRefreshTokenThatNobodyAskedFor(t *testing.T) {
 		f.ask(t, broker.Demand{})
 		time.Sleep(11 * time.Minute)
 		began := time.Now()
-		_, source, err := f.replicas[0].Issue(t.Context(), "invoices", nil, broker.Demand{})
+		_, source, err := f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 		if err != nil || source != broker.Uncoordinated {
 			t.Errorf("after %v: %v, %v; unsaved %d", time.Since(began), source, err, f.replicas[0].Unsaved())
 		}
@@ -469,9 +469,9 @@ func TestPanicBesideASaveLosesNoRefreshToken(t *testing.T) {
 				f.replicas = append(f.replicas, b)
 				s.signIn(t, f.store, p)
 				time.Sleep(2 * time.Hour)
-				b.Issue(t.Context(), "invoices", nil, broker.Demand{})
+				b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 				time.Sleep(time.Hour)
-				if _, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil || s.isDead() {
+				if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil || s.isDead() {
 					t.Errorf("%v; grant dead: %t", err, s.isDead())
 				}
 			})
@@ -504,7 +504,7 @@ func TestResetHasARefreshTokenInDoubtTriedAgain(t *testing.T) {
 		s.signIn(t, f.store, p)
 		s.set(func(s *idp) { s.fault = func(int) fault { return lost } })
 		for range 120 {
-			f.replicas[0].Issue(t.Context(), "invoices", nil, broker.Demand{})
+			f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 			time.Sleep(time.Minute)
 		}
 		if n := s.mostPresented(); n != 2 {
@@ -512,7 +512,7 @@ func TestResetHasARefreshTokenInDoubtTriedAgain(t *testing.T) {
 		}
 		f.replicas[0].Reset(t.Context(), "invoices")
 		for range 120 {
-			f.replicas[0].Issue(t.Context(), "invoices", nil, broker.Demand{})
+			f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 			time.Sleep(time.Minute)
 		}
 		if n := s.mostPresented(); n != 4 {
@@ -534,7 +534,7 @@ func TestIntendsWithoutAnAnswerCostNoConsent(t *testing.T) {
 		time.Sleep(2 * time.Hour)
 		for range 3 { // three failovers, each a second long
 			st.arm(true)
-			b.Issue(t.Context(), "invoices", nil, broker.Demand{})
+			b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 			st.arm(false)
 			time.Sleep(time.Minute)
 		}
@@ -617,13 +617,13 @@ func TestCallerDoesNotHearWhatARenewalAheadMayNotDo(t *testing.T) {
 		mu.Unlock()
 		go func() {
 			for range 55 * 60 {
-				f.replicas[0].Issue(t.Context(), "invoices", nil, broker.Demand{})
+				f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 				time.Sleep(time.Second)
 			}
 		}()
 		<-began // the renewal ahead has begun
 		time.Sleep(time.Second)
-		if _, source, err := f.replicas[0].Issue(t.Context(), "invoices", nil, broker.Demand{Not: token.ID}); err != nil || source != broker.Uncoordinated {
+		if _, source, err := f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{Not: token.ID}); err != nil || source != broker.Uncoordinated {
 			t.Errorf("%v, %v", source, err)
 		}
 		time.Sleep(time.Hour)
@@ -644,7 +644,7 @@ func TestRefusalThatComesAfterAPauseIsARefusal(t *testing.T) {
 			}
 		})
 		for range 20 {
-			f.replicas[0].Issue(t.Context(), "invoices", nil, broker.Demand{})
+			f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 			time.Sleep(time.Minute)
 		}
 		wantCalls(t, e, 1)
@@ -659,7 +659,7 @@ func TestPasswordAndLeasesThatAreNotKept(t *testing.T) {
 		})
 		for range 10 {
 			for _, b := range f.replicas {
-				b.Issue(t.Context(), "invoices", nil, broker.Demand{})
+				b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 			}
 			time.Sleep(time.Minute)
 		}
@@ -672,12 +672,12 @@ func TestServerThatRepeatsARevokedTokenIsLeftAlone(t *testing.T) {
 		e := &endpoint{answer: func(int) (*broker.Grant, error) { return grant(1, time.Hour), nil }}
 		f := start(t, 3, profile(e))
 		f.ask(t, broker.Demand{})
-		if _, err := f.replicas[0].Revoke(t.Context(), "invoices", nil, ""); err != nil {
+		if _, err := f.replicas[0].Revoke(t.Context(), broker.Ask{Profile: "invoices"}, ""); err != nil {
 			t.Fatal(err)
 		}
 		for began := time.Now(); time.Since(began) < 10*time.Minute; time.Sleep(time.Second) {
 			for _, b := range f.replicas {
-				b.Issue(t.Context(), "invoices", nil, broker.Demand{})
+				b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 			}
 		}
 		if n := e.count(); n > 45 {
@@ -692,10 +692,10 @@ func TestRevokedWithoutTheStoreIsReplacedWhenItIsBack(t *testing.T) {
 		f, ways := brittleFleet(t, 1, profile(e))
 		f.ask(t, broker.Demand{})
 		all(ways, errDown)
-		f.replicas[0].Revoke(t.Context(), "invoices", nil, "")
+		f.replicas[0].Revoke(t.Context(), broker.Ask{Profile: "invoices"}, "")
 		all(ways, nil)
 		time.Sleep(time.Minute)
-		if _, _, err := f.replicas[0].Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+		if _, _, err := f.replicas[0].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil {
 			t.Error(err)
 		}
 	})
@@ -753,9 +753,9 @@ func TestShutdownDuringAnIntentSaysSo(t *testing.T) {
 		s.signIn(t, f.store, p)
 		time.Sleep(2 * time.Hour)
 		time.AfterFunc(100*time.Millisecond, b.Drain)
-		_, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{})
+		_, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 		var be *broker.Error
-		if !errors.As(err, &be) || be.Reason != broker.ReasonEndpointUnavailable {
+		if !errors.As(err, &be) || be.Reason != broker.ReasonShuttingDown {
 			t.Errorf("%v", err)
 		}
 	})
@@ -841,7 +841,7 @@ func TestCallerWhoLeavesARevocationSaysNothingOfTheStore(t *testing.T) {
 		f, s := hungFleet(t, profile(e))
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		f.replicas[0].Revoke(ctx, "invoices", nil, "")
+		f.replicas[0].Revoke(ctx, broker.Ask{Profile: "invoices"}, "")
 		time.Sleep(time.Hour)
 		s.on.Store(true)
 		time.AfterFunc(100*time.Millisecond, func() { s.on.Store(false) })

@@ -32,7 +32,7 @@ func TestSignInIsStartedHereAndCompletedThere(t *testing.T) {
 		}
 		synctest.Wait()
 		for i, b := range f.replicas {
-			if _, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+			if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil {
 				t.Errorf("replica %d: %v", i, err)
 			}
 			synctest.Wait()
@@ -276,7 +276,7 @@ func TestSignInWithoutTheStore(t *testing.T) {
 		if f.replicas[1].Unsaved() != 1 {
 			t.Error("nobody is told that the grant is not saved")
 		}
-		if _, _, err := f.replicas[1].Issue(t.Context(), "invoices", nil, broker.Demand{}); err == nil {
+		if _, _, err := f.replicas[1].Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err == nil {
 			t.Error("a token was handed out before it was saved")
 		}
 		time.Sleep(time.Hour / 2)
@@ -318,7 +318,7 @@ func TestAnotherAccountIsAskedAbout(t *testing.T) {
 		}
 		synctest.Wait()
 		for _, b := range f.replicas {
-			got, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{})
+			got, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 			if err != nil || got.ID == token.ID {
 				t.Errorf("%v, %v", got, err)
 			} else if left := time.Until(got.ExpireTime); left > 51*time.Minute || left < 50*time.Minute {
@@ -472,7 +472,7 @@ func TestConsentEndsWhenItWasSaid(t *testing.T) {
 		presented := d.mostPresented()
 		time.Sleep(2*time.Hour + day)
 		for _, b := range f.replicas {
-			_, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{})
+			_, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 			e := wantReason(t, err, broker.ReasonAuthorizationNeeded, "")
 			if !strings.Contains(e.Text, "ended on "+began.Add(30*day).UTC().Format(time.RFC3339)) || e.ConsoleURL == "" || !strings.Contains(e.Text, e.ConsoleURL) {
 				t.Errorf("it says %q", e.Text)
@@ -539,7 +539,7 @@ func TestDeadGrantIsToldToAllAndEndsForAll(t *testing.T) {
 		d.set(func(s *idp) { s.dead = true })
 		time.Sleep(2 * time.Hour)
 		for _, b := range f.replicas {
-			_, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{})
+			_, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 			if e := wantReason(t, err, broker.ReasonAuthorizationNeeded, ""); e.Code != "invalid_grant" || !strings.Contains(e.Text, "broker authorize invoices") {
 				t.Errorf("it says %q", e.Text)
 			}
@@ -553,7 +553,7 @@ func TestDeadGrantIsToldToAllAndEndsForAll(t *testing.T) {
 		f.signsIn(t, d, ann)
 		synctest.Wait()
 		for i, b := range f.replicas { // at once: no verdict lives on anywhere
-			if _, _, err := b.Issue(t.Context(), "invoices", nil, broker.Demand{}); err != nil {
+			if _, _, err := b.Issue(t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{}); err != nil {
 				t.Errorf("replica %d: %v", i, err)
 			}
 			if s, _ := b.Status(t.Context(), "invoices"); s.State != broker.Ready || s.LastError != nil {

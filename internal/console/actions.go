@@ -73,7 +73,7 @@ func (c *console) finish(w http.ResponseWriter, r *http.Request, o *operator, ac
 }
 
 func (c *console) refresh(w http.ResponseWriter, r *http.Request, o *operator, s *broker.Status) {
-	_, _, err := c.Broker.Issue(r.Context(), s.Name, nil, broker.Demand{Not: s.TokenID})
+	_, _, err := c.Broker.Issue(r.Context(), broker.Ask{Profile: s.Name}, broker.Demand{Not: s.TokenID})
 	c.finish(w, r, o, "refresh", s.Name, "refreshed", err)
 }
 

@@ -32,7 +32,7 @@ type Broker interface {
 	Profiles() []string
 	Glance(name string) (*broker.Status, error)
 	Status(ctx context.Context, name string) (*broker.Status, error)
-	Issue(ctx context.Context, name string, scopes []string, d broker.Demand) (*broker.Token, broker.Source, error)
+	Issue(ctx context.Context, ask broker.Ask, d broker.Demand) (*broker.Token, broker.Source, error)
 	Reset(ctx context.Context, name string) error
 	StartAuthorization(ctx context.Context, name string, browser broker.Secret) (*broker.SignIn, error)
 	CompleteAuthorization(ctx context.Context, c broker.Callback) (*broker.Completion, error)

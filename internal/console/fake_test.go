@@ -73,8 +73,8 @@ func (f *fakeBroker) Status(_ context.Context, name string) (*broker.Status, err
 	return nil, &broker.Error{Reason: broker.ReasonProfileUnknown, Text: "no such profile"}
 }
 
-func (f *fakeBroker) Issue(_ context.Context, name string, _ []string, d broker.Demand) (*broker.Token, broker.Source, error) {
-	return &broker.Token{}, broker.FromEndpoint, f.ask("issue " + name + " not " + d.Not)
+func (f *fakeBroker) Issue(_ context.Context, ask broker.Ask, d broker.Demand) (*broker.Token, broker.Source, error) {
+	return &broker.Token{}, broker.FromEndpoint, f.ask("issue " + ask.Profile + " not " + d.Not)
 }
 
 func (f *fakeBroker) Reset(_ context.Context, name string) error { return f.ask("reset " + name) }

@@ -37,7 +37,7 @@ func (r *rig) asAdministrator(more ...string) {
 // shown is what the stand-in shows of something in its administration.
 func (r *rig) shown(path string, to any) {
 	r.t.Helper()
-	token, _, err := r.broker.Issue(r.t.Context(), "invoices", nil, broker.Demand{})
+	token, _, err := r.broker.Issue(r.t.Context(), broker.Ask{Profile: "invoices"}, broker.Demand{})
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -37,11 +37,11 @@ func codeOf(r broker.Reason) codes.Code {
 		return codes.Unauthenticated
 	case reasonCallerDenied:
 		return codes.PermissionDenied
-	case broker.ReasonCredentialsRejected, broker.ReasonAuthorizationNeeded, broker.ReasonLifetimeUnavailable:
+	case broker.ReasonCredentialsRejected, broker.ReasonAuthorizationNeeded, broker.ReasonLifetimeUnavailable, broker.ReasonJobEnded, broker.ReasonDedicatedUnavailable:
 		return codes.FailedPrecondition
 	case broker.ReasonEndpointThrottled, broker.ReasonRefreshTooSoon, broker.ReasonCallerThrottled:
 		return codes.ResourceExhausted
-	case broker.ReasonEndpointUnavailable, broker.ReasonStoreUnavailable, reasonAuditUnavailable, reasonIdentityUnavailable:
+	case broker.ReasonEndpointUnavailable, broker.ReasonStoreUnavailable, reasonAuditUnavailable, reasonIdentityUnavailable, broker.ReasonShuttingDown:
 		return codes.Unavailable
 	}
 	return codes.Internal

@@ -192,9 +192,6 @@ func methods(conn *grpc.ClientConn) map[string]func(ctx context.Context, profile
 	}
 }
 
-// unwatched says that WatchToken answers everybody alike, because it is not there.
-const unwatched = "WatchToken.profile"
-
 // forbiddenRig has a caller that may do something with "invoices", and a profile
 // "payroll" that is for others. "nothing" does not exist.
 func forbiddenRig(t *testing.T) map[string]func(ctx context.Context, profile string) error {
@@ -238,7 +235,7 @@ func TestForbiddenAndUnknownProfilesHaveTheSameAnswer(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			// The names have one length, so that even the texts must be the same.
 			forbidden, unknown := detailsOf(call(t.Context(), "payroll")), detailsOf(call(t.Context(), "nothing"))
-			if want := codes.PermissionDenied; name != unwatched && (forbidden.code != want || forbidden.info.Metadata["profile"] != "payroll") {
+			if want := codes.PermissionDenied; forbidden.code != want || forbidden.info.Metadata["profile"] != "payroll" {
 				t.Errorf("forbidden: %v %q", forbidden.code, forbidden.text)
 			}
 			for _, d := range []*detail{&forbidden, &unknown} {
@@ -260,9 +257,6 @@ func TestForbiddenAndUnknownProfilesTakeAsLong(t *testing.T) {
 	// much is enough to be seen, the control says.
 	const samples, bound = 151, 1.15
 	for name, call := range forbiddenRig(t) {
-		if name == unwatched {
-			continue
-		}
 		t.Run(name, func(t *testing.T) {
 			ask := func(profile string) func() {
 				return func() {

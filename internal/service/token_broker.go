@@ -112,10 +112,24 @@ func (s *tokenBroker) RefreshToken(ctx context.Context, r *pb.RefreshTokenReques
 
 // tokenRequest is what all requests for tokens have in common.
 type tokenRequest interface {
+	asking
+	GetMinLifetime() *durationpb.Duration
+}
+
+// asking is what the requests of a token and of its end have in common.
+type asking interface {
 	GetProfile() string
 	GetScopes() []string
-	GetMinLifetime() *durationpb.Duration
 	GetJob() *pb.Job
+}
+
+// askOf is what a request asks for. Only a dedicated job has a token of its own.
+func askOf(r asking) broker.Ask {
+	ask := broker.Ask{Profile: r.GetProfile(), Scopes: r.GetScopes()}
+	if r.GetJob().GetDedicated() {
+		ask.Job = r.GetJob().GetId()
+	}
+	return ask
 }
 
 // issue gets the caller a token other than the rejected one, if it may do op.
@@ -131,7 +145,7 @@ func (s *tokenBroker) issue(ctx context.Context, r tokenRequest, rejected string
 	}
 	o.tokenID = rejected
 	demand := broker.Demand{Lifetime: r.GetMinLifetime().AsDuration(), Not: rejected}
-	token, source, err := s.broker.Issue(ctx, r.GetProfile(), r.GetScopes(), demand)
+	token, source, err := s.broker.Issue(ctx, askOf(r), demand)
 	if lost := s.authorizeAgain(ctx, r.GetProfile(), op, r.GetScopes()); lost != nil {
 		return nil, 0, lost // whatever became of it
 	}
@@ -152,7 +166,7 @@ func (s *tokenBroker) RevokeToken(ctx context.Context, r *pb.RevokeTokenRequest)
 	if err := shared(r.GetJob()); err != nil {
 		return nil, err
 	}
-	revoked, err := s.broker.Revoke(ctx, r.GetProfile(), r.GetScopes(), r.GetTokenId())
+	revoked, err := s.broker.Revoke(ctx, askOf(r), r.GetTokenId())
 	if err != nil {
 		return nil, fromBroker(err, c, r.GetProfile(), access.Revoke)
 	}

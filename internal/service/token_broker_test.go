@@ -259,17 +259,6 @@ func TestDedicatedTokensAreNotThereYet(t *testing.T) {
 	}
 }
 
-func TestWatchTokenIsNotThereYet(t *testing.T) {
-	r := newRig(t, rigOptions{})
-	stream, err := r.tokens().WatchToken(t.Context(), &pb.WatchTokenRequest{Profile: "invoices"})
-	if err == nil {
-		_, err = stream.Recv()
-	}
-	if status.Code(err) != codes.Unimplemented {
-		t.Errorf("got %v", err)
-	}
-}
-
 func TestOneProfilesTroubleIsNotAnothers(t *testing.T) {
 	r := newRig(t, rigOptions{change: func(c *vantage.Config) { c.Timeout = time.Minute }})
 	client := r.tokens()

@@ -82,6 +82,15 @@ const (
 	// UNAVAILABLE. Whether the caller's token is good cannot be told now, because its cluster's keys cannot be had. The
 	// token was not refused, so keep it. RetryInfo says when to ask again; another replica may have the keys.
 	ErrorReason_ERROR_REASON_IDENTITY_UNAVAILABLE ErrorReason = 13
+	// UNAVAILABLE. This replica is stopping, or wants the caller to connect anew. Nothing is wrong with the token or the
+	// caller: ask again at once, on a new connection, which leads to another replica if there is one.
+	ErrorReason_ERROR_REASON_SHUTTING_DOWN ErrorReason = 14
+	// FAILED_PRECONDITION. RevokeToken has ended the job: its dedicated token is gone for good, and it gets no other one
+	// until that token would have ended by itself. Work that goes on asks under another job id.
+	ErrorReason_ERROR_REASON_JOB_ENDED ErrorReason = 15
+	// FAILED_PRECONDITION. The job cannot have a token of its own, because the authorization server has answered its
+	// request with a token that others have already. Ask without job.dedicated for the token that everybody shares.
+	ErrorReason_ERROR_REASON_DEDICATED_UNAVAILABLE ErrorReason = 16
 )
 
 // Enum value maps for ErrorReason.
@@ -101,6 +110,9 @@ var (
 		11: "ERROR_REASON_STORE_UNAVAILABLE",
 		12: "ERROR_REASON_AUDIT_UNAVAILABLE",
 		13: "ERROR_REASON_IDENTITY_UNAVAILABLE",
+		14: "ERROR_REASON_SHUTTING_DOWN",
+		15: "ERROR_REASON_JOB_ENDED",
+		16: "ERROR_REASON_DEDICATED_UNAVAILABLE",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":            0,
@@ -117,6 +129,9 @@ var (
 		"ERROR_REASON_STORE_UNAVAILABLE":      11,
 		"ERROR_REASON_AUDIT_UNAVAILABLE":      12,
 		"ERROR_REASON_IDENTITY_UNAVAILABLE":   13,
+		"ERROR_REASON_SHUTTING_DOWN":          14,
+		"ERROR_REASON_JOB_ENDED":              15,
+		"ERROR_REASON_DEDICATED_UNAVAILABLE":  16,
 	}
 )
 
@@ -151,7 +166,7 @@ var File_tokenbroker_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_tokenbroker_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"!tokenbroker/v1/error_reason.proto\x12\x0etokenbroker.v1*\x86\x04\n" +
+	"!tokenbroker/v1/error_reason.proto\x12\x0etokenbroker.v1*\xea\x04\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12 \n" +
 	"\x1cERROR_REASON_INVALID_REQUEST\x10\x01\x12\x1f\n" +
@@ -167,7 +182,10 @@ const file_tokenbroker_v1_error_reason_proto_rawDesc = "" +
 	"\x12\"\n" +
 	"\x1eERROR_REASON_STORE_UNAVAILABLE\x10\v\x12\"\n" +
 	"\x1eERROR_REASON_AUDIT_UNAVAILABLE\x10\f\x12%\n" +
-	"!ERROR_REASON_IDENTITY_UNAVAILABLE\x10\rBEZCgithub.com/tokenbroker/tokenbroker/gen/tokenbroker/v1;tokenbrokerv1b\x06proto3"
+	"!ERROR_REASON_IDENTITY_UNAVAILABLE\x10\r\x12\x1e\n" +
+	"\x1aERROR_REASON_SHUTTING_DOWN\x10\x0e\x12\x1a\n" +
+	"\x16ERROR_REASON_JOB_ENDED\x10\x0f\x12&\n" +
+	"\"ERROR_REASON_DEDICATED_UNAVAILABLE\x10\x10BEZCgithub.com/tokenbroker/tokenbroker/gen/tokenbroker/v1;tokenbrokerv1b\x06proto3"
 
 var (
 	file_tokenbroker_v1_error_reason_proto_rawDescOnce sync.Once

@@ -46,7 +46,8 @@ type TokenBrokerClient interface {
 	// is safe and cheap, also for each use of a token. A caller that gives up early cancels nothing for others.
 	//
 	// Fails for: CREDENTIALS_REJECTED, AUTHORIZATION_REQUIRED, LIFETIME_UNAVAILABLE, ENDPOINT_THROTTLED,
-	// ENDPOINT_UNAVAILABLE, STORE_UNAVAILABLE. None of these happens while a token that meets the request is at hand.
+	// ENDPOINT_UNAVAILABLE, STORE_UNAVAILABLE, SHUTTING_DOWN. None of these happens while a token that meets the request
+	// is at hand. A dedicated job also for: JOB_ENDED, DEDICATED_UNAVAILABLE.
 	IssueToken(ctx context.Context, in *IssueTokenRequest, opts ...grpc.CallOption) (*IssueTokenResponse, error)
 	// RefreshToken reports a token that a resource server refused (HTTP 401) and returns another one.
 	//
@@ -59,11 +60,13 @@ type TokenBrokerClient interface {
 	// leaves.
 	//
 	// A slow reader gets the latest token and misses those between. While no successor can be obtained the stream stays
-	// open and silent as long as the last token sent is valid. The stream ends with UNAVAILABLE when the server stops: the
-	// caller watches again, at another replica.
+	// open and silent as long as the last token sent is valid. The stream ends with SHUTTING_DOWN when the server stops, or
+	// has had the connection for long enough: the caller watches again, at another replica.
 	//
 	// Fails for: all that IssueToken fails for, before the first token or when the last one sent has ended. It ends with
-	// CALLER_DENIED when a change of policy takes the right away.
+	// CALLER_DENIED when a change of policy takes the right away, with CALLER_UNKNOWN when what proves the caller's identity
+	// ends, and with JOB_ENDED when the token was a dedicated job's and is revoked. After UNAVAILABLE and RESOURCE_EXHAUSTED
+	// watching again helps, when RetryInfo says; after anything else somebody has to act first.
 	WatchToken(ctx context.Context, in *WatchTokenRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchTokenResponse], error)
 	// RevokeToken makes a token useless before its time: asks the authorization server to revoke it (RFC 7009) where it
 	// can, and drops it from every replica in any case.
@@ -168,7 +171,8 @@ type TokenBrokerServer interface {
 	// is safe and cheap, also for each use of a token. A caller that gives up early cancels nothing for others.
 	//
 	// Fails for: CREDENTIALS_REJECTED, AUTHORIZATION_REQUIRED, LIFETIME_UNAVAILABLE, ENDPOINT_THROTTLED,
-	// ENDPOINT_UNAVAILABLE, STORE_UNAVAILABLE. None of these happens while a token that meets the request is at hand.
+	// ENDPOINT_UNAVAILABLE, STORE_UNAVAILABLE, SHUTTING_DOWN. None of these happens while a token that meets the request
+	// is at hand. A dedicated job also for: JOB_ENDED, DEDICATED_UNAVAILABLE.
 	IssueToken(context.Context, *IssueTokenRequest) (*IssueTokenResponse, error)
 	// RefreshToken reports a token that a resource server refused (HTTP 401) and returns another one.
 	//
@@ -181,11 +185,13 @@ type TokenBrokerServer interface {
 	// leaves.
 	//
 	// A slow reader gets the latest token and misses those between. While no successor can be obtained the stream stays
-	// open and silent as long as the last token sent is valid. The stream ends with UNAVAILABLE when the server stops: the
-	// caller watches again, at another replica.
+	// open and silent as long as the last token sent is valid. The stream ends with SHUTTING_DOWN when the server stops, or
+	// has had the connection for long enough: the caller watches again, at another replica.
 	//
 	// Fails for: all that IssueToken fails for, before the first token or when the last one sent has ended. It ends with
-	// CALLER_DENIED when a change of policy takes the right away.
+	// CALLER_DENIED when a change of policy takes the right away, with CALLER_UNKNOWN when what proves the caller's identity
+	// ends, and with JOB_ENDED when the token was a dedicated job's and is revoked. After UNAVAILABLE and RESOURCE_EXHAUSTED
+	// watching again helps, when RetryInfo says; after anything else somebody has to act first.
 	WatchToken(*WatchTokenRequest, grpc.ServerStreamingServer[WatchTokenResponse]) error
 	// RevokeToken makes a token useless before its time: asks the authorization server to revoke it (RFC 7009) where it
 	// can, and drops it from every replica in any case.
