@@ -69,6 +69,7 @@ func TestWhoMayKnowWhom(t *testing.T) {
 		"internal/fleet":                 {"gen/tokenbroker/v1"},
 		"internal/fleet/crowd":           {"internal/fleet"},
 		"internal/mesh":                  {},
+		"internal/clients":               {},
 		"internal/console":               {"internal/access", "internal/audit", "internal/broker"},
 		"gen/tokenbroker/v1":             {},
 		"gen/tokenbroker/config/v1":      {},

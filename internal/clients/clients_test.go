@@ -1,0 +1,78 @@
+//go:build clients
+
+package clients_test
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// repository is the way to the files that users get.
+const repository = "../.."
+
+// binary is the command, built once for all tests.
+var binary string
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		dir, err := os.MkdirTemp("", "clients-test")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(dir)
+		binary = filepath.Join(dir, "broker")
+		if out, err := exec.Command("go", "build", "-o", binary, repository+"/cmd/broker").CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "building the command: %v\n%s", err, out)
+			return 1
+		}
+		flag.Parse()
+		if err := flag.Set("test.parallel", "4"); err != nil { // they wait for the most part
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return m.Run()
+	}())
+}
+
+// languages have a library each, which is built with these tools.
+var languages = map[string][]string{
+	"python": {"python3"},
+	"node":   {"node", "npm"},
+	"java":   {"java", "mvn"},
+	"rust":   {"cargo"},
+}
+
+// longest is what a library's tests may take.
+const longest = 5 * time.Minute
+
+func TestClients(t *testing.T) {
+	for language, tools := range languages {
+		t.Run(language, func(t *testing.T) {
+			t.Parallel()
+			for _, tool := range tools {
+				if _, err := exec.LookPath(tool); err != nil {
+					t.Skipf("NOT TESTED: %s is not installed, so the client for %s is neither built nor tested", tool, language)
+				}
+			}
+			s := newStage(t)
+			cmd := exec.Command("./test.sh")
+			cmd.Dir = filepath.Join(repository, "clients", language)
+			cmd.Env = append(os.Environ(), s.environment()...)
+			cmd.WaitDelay = time.Second
+			timer := time.AfterFunc(longest, func() { _ = cmd.Process.Kill() })
+			defer timer.Stop()
+			out, err := cmd.CombinedOutput()
+			if err != nil {
+				t.Errorf("clients/%s/test.sh: %v\n%s\nthe broker's last words:\n%s", language, err, out, s.tail())
+			}
+			t.Logf("%s", strings.TrimSpace(string(out)))
+		})
+	}
+}
