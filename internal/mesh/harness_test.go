@@ -202,7 +202,7 @@ func (p *place) newBroker(name, more string) *broker {
 admin: {address: %q}
 log: {level: debug}
 policy:
-  - {callers: [%q, "dns:%s"], profiles: [invoices, throttled], allow: [issue]}
+  - {callers: [%q, "dns:%s"], profiles: [invoices, throttled], allow: [issue, watch]}
 profiles:
 `, b.address, tls, more, b.admin, worker, workerDNS)
 	for _, profile := range []string{"invoices", "throttled", "secret"} {
@@ -312,6 +312,13 @@ func wantCaller(t testing.TB, c pb.TokenBrokerClient, caller string, proof pb.Id
 	issued, err := c.IssueToken(within(t), &pb.IssueTokenRequest{Profile: "invoices"})
 	if err != nil || issued.GetToken().GetAccessToken() == "" {
 		t.Errorf("no token for invoices: %v", err)
+	}
+	watch, err := c.WatchToken(within(t), &pb.WatchTokenRequest{Profile: "invoices"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if watched, err := watch.Recv(); err != nil || watched.GetToken().GetId() != issued.GetToken().GetId() {
+		t.Errorf("watching brings the token %q, not %q: %v", watched.GetToken().GetId(), issued.GetToken().GetId(), err)
 	}
 	_, err = c.IssueToken(within(t), &pb.IssueTokenRequest{Profile: "secret"})
 	wantReason(t, err, "CALLER_DENIED")
