@@ -55,8 +55,8 @@ type entry struct {
 	reloading bool
 	// timer fires when the token is due for renewal.
 	timer *time.Timer
-	// news is closed, and replaced, when callers get another token or none; nil
-	// while nobody waits for that.
+	// news is closed, and replaced, when callers get another token or none, or
+	// what kept one from them may not any more; nil while nobody waits for that.
 	news chan struct{}
 	// retired entries are renewed no more, and no new caller finds them. Only
 	// retire writes it, under mu; anyone reads it.
@@ -106,6 +106,7 @@ func (e *entry) adoptProfile(p *profile) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.profile = p
+	e.tell()
 	if e.flight == nil { // a new credential may end what held the renewal back
 		e.schedule(time.Now(), 0)
 	}
@@ -142,6 +143,7 @@ func (e *entry) forget(now time.Time) {
 	e.failure = remembered{}
 	e.verdict = nil
 	e.resets++
+	e.tell()
 	if e.flight == nil {
 		e.schedule(now, 0)
 	}
@@ -182,19 +184,30 @@ func (e *entry) obtain(ctx context.Context, p *profile, d Demand) (*Token, Sourc
 			stop()
 			return nil, 0, ctx.Err()
 		}
-		if f.ahead && f.err != nil && f.err.Reason == ReasonStoreUnavailable {
-			continue // a renewal ahead may not go on alone; a flight for a caller may
-		}
-		ours := f.demand == d && f.profile.Credential == p.Credential
-		switch now := time.Now(); {
-		case f.token != nil && f.token.meets(d, now):
-			return f.token, f.source, nil
-		case f.err != nil && (ours || f.err.binds(d, f.demand, e.credentials(p))):
-			return e.orLiving(d, f.err)
-		case f.token != nil && ours:
-			return e.orLiving(d, unmet(p, d, f.token))
+		if t, source, err, settled := e.settle(f, p, d); settled && err != nil {
+			return e.orLiving(d, err)
+		} else if settled {
+			return t, source, nil
 		}
 	}
+}
+
+// settle says what the outcome of a flight that has landed means to a caller of
+// p, if it says anything about this demand; if not, that is for the next flight.
+func (e *entry) settle(f *flight, p *profile, d Demand) (t *Token, source Source, err *Error, settled bool) {
+	if f.ahead && f.err != nil && f.err.Reason == ReasonStoreUnavailable {
+		return nil, 0, nil, false // a renewal ahead may not go on alone; a flight for a caller may
+	}
+	ours := f.demand == d && f.profile.Credential == p.Credential
+	switch now := time.Now(); {
+	case f.token != nil && f.token.meets(d, now):
+		return f.token, f.source, nil, true
+	case f.err != nil && (ours || f.err.binds(d, f.demand, e.credentials(p))):
+		return nil, 0, f.err, true
+	case f.token != nil && ours:
+		return nil, 0, unmet(p, d, f.token), true
+	}
+	return nil, 0, nil, false
 }
 
 // errReplaced never reaches a caller: Issue begins anew.
@@ -515,7 +528,7 @@ func (e *entry) hear(c Change) {
 		}
 		return
 	}
-	missed := e.token.Load() != nil || e.standing(e.profile, now).Kind != NoFailure
+	missed := e.token.Load() != nil || e.watches.Load() > 0 || e.standing(e.profile, now).Kind != NoFailure
 	switch {
 	case c.Generation <= e.floor || e.retired.Load():
 	case missed && !e.reloading:
