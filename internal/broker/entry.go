@@ -57,7 +57,8 @@ type entry struct {
 	timer *time.Timer
 	// news is closed, and replaced, when callers get another token or none, or
 	// what kept one from them may not any more; nil while nobody waits for that.
-	news chan struct{}
+	// It changes under mu; anyone reads it.
+	news atomic.Pointer[chan struct{}]
 	// retired entries are renewed no more, and no new caller finds them. Only
 	// retire writes it, under mu; anyone reads it.
 	retired atomic.Bool
@@ -411,12 +412,12 @@ func (e *entry) backOff(f Failure) Failure {
 // knows all of them, this covers what is on its way.
 const maxDropped = 64
 
-// drop takes tokens out of service at once. e.mu is held.
+// drop takes tokens out of service at once. Those who watch hear of it from tell,
+// once the store knows: else it would give them the same token again. e.mu is held.
 func (e *entry) drop(ids ...string) {
 	for _, id := range ids {
 		if t := e.token.Load(); t != nil && t.ID == id {
 			e.token.Store(nil)
-			e.tell()
 		}
 		if !slices.Contains(e.dropped, id) {
 			e.dropped = append(e.dropped, id)
@@ -517,6 +518,7 @@ func (e *entry) hear(c Change) {
 	for _, id := range c.Dropped {
 		if !slices.Contains(e.dropped, id) {
 			e.drop(id)
+			e.tell()
 			e.seeRevoked(id)
 		}
 	}

@@ -56,8 +56,6 @@ func (w *Watch) Look(d Demand) (View, error) {
 			w.follow(nil, nil)
 			return w.without(View{}, err)
 		}
-		// In this order: a renewal that finds the watch not yet counted, and so
-		// leaves the token alone, has said so before hears returns.
 		w.follow(p, e)
 		v := View{News: e.hears()}
 		t, source, err := w.see(&v, d)
@@ -221,29 +219,47 @@ func (w *Watch) follow(p *profile, e *entry) {
 		w.e.watches.Add(-1)
 	}
 	if e != nil {
+		e.mu.Lock() // a renewal either counts it, or has left the token dormant by now
 		e.watches.Add(1)
+		e.mu.Unlock()
 	}
 	w.e, w.flight, w.failed = e, nil, nil
 }
 
 // hears returns the channel that is closed with the next change of the token, or
-// of what keeps it from coming.
+// of what keeps it from coming. It takes no lock while there is one: watchers are
+// many, and wake all at once.
 func (e *entry) hears() <-chan struct{} {
+	if news := e.news.Load(); news != nil {
+		return *news
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.news == nil {
-		e.news = make(chan struct{})
-		if e.retired.Load() { // nothing changes it any more
-			close(e.news)
-		}
+	if news := e.news.Load(); news != nil {
+		return *news
 	}
-	return e.news
+	news := make(chan struct{})
+	if e.retired.Load() { // nothing changes it any more
+		close(news)
+	}
+	e.news.Store(&news)
+	return news
 }
 
 // tell wakes those who follow the token. e.mu is held.
 func (e *entry) tell() {
-	if e.news != nil {
-		close(e.news)
-		e.news = nil
+	if news := e.news.Swap(nil); news != nil {
+		select {
+		case <-*news: // of a retired entry
+		default:
+			close(*news)
+		}
 	}
+}
+
+// announce is tell.
+func (e *entry) announce() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.tell()
 }
