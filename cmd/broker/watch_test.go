@@ -17,11 +17,14 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/tokenbroker/tokenbroker/internal/testca"
 	"github.com/tokenbroker/tokenbroker/internal/testh2"
+	"github.com/tokenbroker/tokenbroker/internal/testredis"
 	"github.com/tokenbroker/tokenbroker/internal/vantage/sandbox"
 
 	pb "github.com/tokenbroker/tokenbroker/gen/tokenbroker/v1"
@@ -356,4 +359,130 @@ func (c *crowd) leave() {
 		raw.Close()
 	}
 	c.reading.Wait()
+}
+
+// What any replica finds or does reaches the streams of all.
+func TestWatchersOfAllReplicas(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	redis := testredis.Start(t, testredis.Options{})
+	config := s.shared(redis.Address())
+	replicas := []*process{start(t, config), start(t, config)}
+	type arrived struct {
+		id string
+		at time.Time
+	}
+	var streams []chan arrived
+	for i := range 20 {
+		client := pb.NewTokenBrokerClient(replicas[i%2].dial())
+		stream, err := client.WatchToken(t.Context(), &pb.WatchTokenRequest{Profile: "invoices"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tokens := make(chan arrived, 100)
+		go func() {
+			defer close(tokens)
+			for {
+				m, err := stream.Recv()
+				if err != nil {
+					if !strings.Contains(fmt.Sprint(status.Convert(err).Details()), "SHUTTING_DOWN") && t.Context().Err() == nil {
+						t.Errorf("a stream ended with %v", err)
+					}
+					return
+				}
+				tokens <- arrived{m.GetToken().GetId(), time.Now()}
+			}
+		}()
+		streams = append(streams, tokens)
+	}
+	next := func() (id string, last time.Time) {
+		for _, tokens := range streams {
+			select {
+			case got, open := <-tokens:
+				if !open || id != "" && got.id != id {
+					t.Fatalf("a stream got %q, another %q", got.id, id)
+				}
+				id = got.id
+				if got.at.After(last) {
+					last = got.at
+				}
+			case <-time.After(20 * time.Second):
+				t.Fatal("a stream got nothing for 20 s")
+			}
+		}
+		return id, last
+	}
+	id, _ := next()
+	admin := pb.NewTokenBrokerClient(replicas[0].dial())
+	other := pb.NewTokenBrokerClient(replicas[1].dial())
+	for _, c := range []struct {
+		name   string
+		change func() error
+		within time.Duration
+	}{
+		{"revoked at one replica", func() error {
+			_, err := admin.RevokeToken(t.Context(), &pb.RevokeTokenRequest{Profile: "invoices"})
+			return err
+		}, 2 * time.Second},
+		{"revoked at the other", func() error {
+			_, err := other.RevokeToken(t.Context(), &pb.RevokeTokenRequest{Profile: "invoices"})
+			return err
+		}, 2 * time.Second},
+		{"reported at the other", func() error {
+			for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) { // until the report counts
+				_, err := other.RefreshToken(t.Context(), &pb.RefreshTokenRequest{Profile: "invoices", RejectedTokenId: id})
+				if status.Code(err) != codes.ResourceExhausted || time.Now().After(deadline) {
+					return err
+				}
+			}
+		}, 0},
+	} {
+		began := time.Now()
+		if err := c.change(); err != nil {
+			t.Fatalf("%s: %v", c.name, err)
+		}
+		was := id
+		var last time.Time
+		if id, last = next(); id == was {
+			t.Errorf("%s: the streams got token %s again", c.name, id)
+		}
+		if c.within == 0 { // the answer to the report is the token
+			began, c.within = time.Now(), 2*time.Second
+		}
+		t.Logf("%s: the last stream had the next token after %v", c.name, max(0, last.Sub(began)).Round(time.Millisecond))
+		if took := last.Sub(began); took > c.within {
+			t.Errorf("%s: the last stream had the next token after %v", c.name, took)
+		}
+	}
+	if calls := s.vantage.Calls().Total; calls != 4 {
+		t.Errorf("%d token requests, want 4", calls)
+	}
+	// One replica stops: its watchers are sent elsewhere, and the others stay.
+	if code := replicas[0].stop(); code != 0 {
+		t.Errorf("exit status %d", code)
+	}
+	for i, tokens := range streams {
+		if i%2 == 1 {
+			continue
+		}
+		if got, open := <-tokens; open {
+			t.Errorf("a stream of the replica that stopped got %s", got.id)
+		}
+	}
+	if _, err := other.RevokeToken(t.Context(), &pb.RevokeTokenRequest{Profile: "invoices"}); err != nil {
+		t.Fatal(err)
+	}
+	for i, tokens := range streams {
+		if i%2 == 0 {
+			continue
+		}
+		select {
+		case got := <-tokens:
+			if got.id == "" || got.id == id {
+				t.Errorf("a stream of the replica that stays got %q", got.id)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatal("a stream of the replica that stays got nothing")
+		}
+	}
 }

@@ -25,6 +25,7 @@ func (s *tokenBroker) WatchToken(r *pb.WatchTokenRequest, stream grpc.ServerStre
 	if err != nil {
 		return err
 	}
+	requestID(ctx) // one for all that the audit log says of the stream
 	callFrom(ctx).outcome.job = r.GetJob().GetId()
 	if err := shared(r.GetJob()); err != nil {
 		return err
