@@ -63,7 +63,6 @@ func (b *Broker) Revoke(ctx context.Context, ask Ask, id string) (Revocation, er
 		return err
 	})
 	b.reach.observe(err)
-	e.announce()
 	for _, x := range family {
 		x.announce()
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -166,6 +167,12 @@ func TestManyWatchesWithFloorsShareAFlight(t *testing.T) {
 			floor := 45*time.Minute + time.Duration(i)*time.Second
 			w := follow(t.Context(), f.replicas[0], invoices, broker.Demand{Lifetime: floor})
 			all, floors[w] = append(all, w), floor
+		}
+		time.Sleep(2 * time.Second)
+		wantCalls(t, e, 2)
+		time.Sleep(20 * time.Minute) // the floors are above what is left, and hold for what is sent
+		if err := f.replicas[0].Reset(t.Context(), "invoices"); err != nil {
+			t.Fatal(err)
 		}
 		time.Sleep(2 * time.Second)
 		wantCalls(t, e, 2)
@@ -393,6 +400,38 @@ func TestWatchOfATokenThatComesFromTheStore(t *testing.T) {
 		if got := w.revealed(); len(got) < 2 {
 			t.Errorf("the watch brought %v; %v", got, w.err)
 		}
+	})
+}
+
+// A replica that cannot claim anything hears of what others obtain all the same.
+func TestWatchOfATokenThatAnotherReplicaObtains(t *testing.T) {
+	in(t, func(t *testing.T) {
+		e := &endpoint{}
+		var down atomic.Bool
+		f := seamed(t, 1, profile(e, func(p *broker.Profile) { p.Coordinated = true }), func(s *seam) {
+			s.acquire = func(broker.Claim) error {
+				if down.Load() {
+					return errDown
+				}
+				return nil
+			}
+		})
+		other := broker.New(f.store, broker.Options{})
+		t.Cleanup(other.Close)
+		other.Configure([]*broker.Profile{profile(e)})
+		w := follow(t.Context(), f.replicas[0], invoices, broker.Demand{})
+		w.want(t, "token-1")
+		down.Store(true)
+		if _, err := other.Revoke(t.Context(), invoices, ""); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		w.want(t, "token-1")
+		if _, _, err := other.Issue(t.Context(), invoices, broker.Demand{}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Millisecond)
+		w.want(t, "token-1", "token-2")
 	})
 }
 
