@@ -41,6 +41,7 @@ func (s *tokenBroker) WatchToken(r *pb.WatchTokenRequest, stream grpc.ServerStre
 		open := s.watches.open.WithLabelValues(w.profile)
 		open.Inc()
 		defer open.Dec()
+		s.watches.sent.WithLabelValues(w.profile) // from zero
 	}
 	for {
 		if err := w.step(ctx); err != nil {
@@ -135,6 +136,10 @@ func (w *watcher) send(ctx context.Context, view broker.View) (sent bool, err er
 	if err != nil {
 		return false, err
 	}
+	// The line comes first, as it does for the answers of other calls.
+	k.outcome.tokenID, k.outcome.source = view.Token.ID, view.Source
+	s.record(ctx, pb.TokenBroker_WatchToken_FullMethodName, "ok")
+	k.outcome.tokenID, k.outcome.source, k.told = "", 0, true
 	w.sent.waiting = true
 	if err := w.stream.SendMsg(prepared{data, w.sent}); err != nil {
 		if ctx.Err() != nil { // it says the same in other words
@@ -143,9 +148,6 @@ func (w *watcher) send(ctx context.Context, view broker.View) (sent bool, err er
 		return false, err
 	}
 	w.watch.HandedOn(view)
-	k.outcome.tokenID, k.outcome.source = view.Token.ID, view.Source
-	s.record(ctx, pb.TokenBroker_WatchToken_FullMethodName, "ok")
-	k.outcome.tokenID, k.outcome.source, k.told = "", 0, true
 	s.calls.note(w.profile, k.caller)
 	s.watches.sent.WithLabelValues(w.profile).Inc()
 	return true, nil
