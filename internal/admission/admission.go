@@ -38,7 +38,7 @@ type Limits struct {
 	// ConnectionStreams is how many calls and streams may be under way on one
 	// connection; more wait at the caller. Default: 250.
 	ConnectionStreams int
-	// ConnectionAge is after what time a connection is asked to end, so that
+	// ConnectionAge is after what time a connection is asked to end at the latest, so that
 	// balancers spread callers over replicas. It also bounds for how long a
 	// certificate that has ended is believed. Default: 5 min.
 	ConnectionAge time.Duration

@@ -309,11 +309,16 @@ func (e *entry) serve(ctx context.Context, p *profile, d Demand) (*Token, Source
 	} else if err != nil {
 		return nil, 0, err
 	}
+	p.count(source, now)
+	return t, source, nil
+}
+
+// count notes that a caller was served.
+func (p *profile) count(source Source, now time.Time) {
 	p.served[source].Add(1)
 	if s := now.Unix(); p.last.Load() != s { // as in entry.touch
 		p.last.Store(s)
 	}
-	return t, source, nil
 }
 
 func (b *Broker) profile(name string) (*profile, error) {
@@ -509,7 +514,7 @@ func (b *Broker) takeOff() bool {
 }
 
 // Drain gives back what flights hold and starts no more. Callers that wait get
-// ENDPOINT_UNAVAILABLE, so that they turn to another replica; those whom memory
+// SHUTTING_DOWN, so that they turn to another replica; those whom memory
 // can answer are answered still.
 func (b *Broker) Drain() {
 	b.life.Lock()

@@ -55,9 +55,10 @@ type entry struct {
 	reloading bool
 	// timer fires when the token is due for renewal.
 	timer *time.Timer
-	// news is closed, and replaced, when callers get another token or none; nil
-	// while nobody waits for that.
-	news chan struct{}
+	// news is closed, and replaced, when callers get another token or none, or
+	// what kept one from them may not any more; nil while nobody waits for that.
+	// It changes under mu; anyone reads it.
+	news atomic.Pointer[chan struct{}]
 	// retired entries are renewed no more, and no new caller finds them. Only
 	// retire writes it, under mu; anyone reads it.
 	retired atomic.Bool
@@ -106,6 +107,7 @@ func (e *entry) adoptProfile(p *profile) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.profile = p
+	e.tell()
 	if e.flight == nil { // a new credential may end what held the renewal back
 		e.schedule(time.Now(), 0)
 	}
@@ -142,6 +144,7 @@ func (e *entry) forget(now time.Time) {
 	e.failure = remembered{}
 	e.verdict = nil
 	e.resets++
+	e.tell()
 	if e.flight == nil {
 		e.schedule(now, 0)
 	}
@@ -182,19 +185,30 @@ func (e *entry) obtain(ctx context.Context, p *profile, d Demand) (*Token, Sourc
 			stop()
 			return nil, 0, ctx.Err()
 		}
-		if f.ahead && f.err != nil && f.err.Reason == ReasonStoreUnavailable {
-			continue // a renewal ahead may not go on alone; a flight for a caller may
-		}
-		ours := f.demand == d && f.profile.Credential == p.Credential
-		switch now := time.Now(); {
-		case f.token != nil && f.token.meets(d, now):
-			return f.token, f.source, nil
-		case f.err != nil && (ours || f.err.binds(d, f.demand, e.credentials(p))):
-			return e.orLiving(d, f.err)
-		case f.token != nil && ours:
-			return e.orLiving(d, unmet(p, d, f.token))
+		if t, source, err, settled := e.settle(f, p, d); settled && err != nil {
+			return e.orLiving(d, err)
+		} else if settled {
+			return t, source, nil
 		}
 	}
+}
+
+// settle says what the outcome of a flight that has landed means to a caller of
+// p, if it says anything about this demand; if not, that is for the next flight.
+func (e *entry) settle(f *flight, p *profile, d Demand) (t *Token, source Source, err *Error, settled bool) {
+	if f.ahead && f.err != nil && f.err.Reason == ReasonStoreUnavailable {
+		return nil, 0, nil, false // a renewal ahead may not go on alone; a flight for a caller may
+	}
+	ours := f.demand == d && f.profile.Credential == p.Credential
+	switch now := time.Now(); {
+	case f.token != nil && f.token.meets(d, now):
+		return f.token, f.source, nil, true
+	case f.err != nil && (ours || f.err.binds(d, f.demand, e.credentials(p))):
+		return nil, 0, f.err, true
+	case f.token != nil && ours:
+		return nil, 0, unmet(p, d, f.token), true
+	}
+	return nil, 0, nil, false
 }
 
 // errReplaced never reaches a caller: Issue begins anew.
@@ -398,12 +412,12 @@ func (e *entry) backOff(f Failure) Failure {
 // knows all of them, this covers what is on its way.
 const maxDropped = 64
 
-// drop takes tokens out of service at once. e.mu is held.
+// drop takes tokens out of service at once. Those who watch hear of it from tell,
+// once the store knows: else it would give them the same token again. e.mu is held.
 func (e *entry) drop(ids ...string) {
 	for _, id := range ids {
 		if t := e.token.Load(); t != nil && t.ID == id {
 			e.token.Store(nil)
-			e.tell()
 		}
 		if !slices.Contains(e.dropped, id) {
 			e.dropped = append(e.dropped, id)
@@ -504,6 +518,7 @@ func (e *entry) hear(c Change) {
 	for _, id := range c.Dropped {
 		if !slices.Contains(e.dropped, id) {
 			e.drop(id)
+			e.tell()
 			e.seeRevoked(id)
 		}
 	}
@@ -515,7 +530,7 @@ func (e *entry) hear(c Change) {
 		}
 		return
 	}
-	missed := e.token.Load() != nil || e.standing(e.profile, now).Kind != NoFailure
+	missed := e.token.Load() != nil || e.watches.Load() > 0 || e.standing(e.profile, now).Kind != NoFailure
 	switch {
 	case c.Generation <= e.floor || e.retired.Load():
 	case missed && !e.reloading:

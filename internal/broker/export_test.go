@@ -1,5 +1,36 @@
 package broker
 
+import (
+	"context"
+	"time"
+)
+
+// Next looks until there is a token, takes it, and returns it with the news of
+// the next one; or the error that is the end of the watch.
+func (w *Watch) Next(ctx context.Context, d Demand) (*Token, Source, <-chan struct{}, error) {
+	for {
+		v, err := w.Look(d)
+		if err != nil {
+			return nil, 0, nil, err
+		}
+		if v.Token != nil {
+			w.HandedOn(v)
+			return v.Token, v.Source, v.News, nil
+		}
+		var again <-chan time.Time
+		if !v.Again.IsZero() {
+			again = time.After(time.Until(v.Again))
+		}
+		select {
+		case <-v.News:
+		case <-v.Landed:
+		case <-again:
+		case <-ctx.Done():
+			return nil, 0, nil, ctx.Err()
+		}
+	}
+}
+
 // FamilyOf names the record and the place in it of the profile's own token.
 func FamilyOf(p *Profile) (family, slot string) { return p.family(canonical(p.Scopes)) }
 

@@ -198,6 +198,7 @@ func (a *attempt) saveLater(g *Grant, r Result) {
 		default:
 			log.Warn("grant not saved: another one has taken its place, or it was revoked")
 			a.e.dropNow(r.Token.Access.ID())
+			a.e.announce()
 			if k.verdict == WasDropped {
 				a.discard(context.Background(), g)
 			}

@@ -63,6 +63,9 @@ func (b *Broker) Revoke(ctx context.Context, ask Ask, id string) (Revocation, er
 		return err
 	})
 	b.reach.observe(err)
+	for _, x := range family {
+		x.announce()
+	}
 	if err == nil && known == nil {
 		for _, t := range dropped.Access {
 			known = &Token{Access: t, ID: t.ID()}

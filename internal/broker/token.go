@@ -2,6 +2,7 @@ package broker
 
 import (
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 )
 
@@ -19,6 +20,10 @@ type Token struct {
 	// RefreshTime is when to ask the broker again: its successor is there by
 	// then, unless something is wrong.
 	RefreshTime time.Time
+
+	// Encoded is for the door to keep what it sends, so that a token that many
+	// get is encoded once. This package does not look at it.
+	Encoded atomic.Value
 
 	generation Generation
 	lifetime   time.Duration

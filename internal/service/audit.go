@@ -35,12 +35,21 @@ func (s *Service) reserve(ctx context.Context) error {
 	return nil
 }
 
+// ends are the outcomes of streams that refuse nothing.
+var ends = map[string]bool{
+	string(broker.ReasonShuttingDown): true, code.Code_CANCELLED.String(): true, code.Code_DEADLINE_EXCEEDED.String(): true,
+}
+
 // record writes the audit log's line for a call that came to a decision, or was
 // refused before it could.
 func (s *Service) record(ctx context.Context, method, outcome string) {
 	c := callFrom(ctx)
 	if c == nil || s.audit == nil || isHealth(method) || c.throttled || c.outcome.operation == 0 && outcome == "ok" {
 		return // nothing was decided: WhoAmI, health, reflection, calls beyond a limit
+	}
+	if c.told && c.outcome.tokenID == "" && ends[outcome] {
+		s.audit.Release(&c.place)
+		return
 	}
 	o := &c.outcome
 	e := audit.Event{

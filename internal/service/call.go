@@ -70,6 +70,9 @@ type call struct {
 	named bool
 	// throttled says that a limit ended the call, before anything was decided.
 	throttled bool
+	// told says that the audit log has a line of each token that the call got: its
+	// end needs none, unless that is a refusal.
+	told bool
 	// place that the audit log keeps for it, if it does; see reserve.
 	place audit.Place
 }

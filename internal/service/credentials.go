@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"syscall"
+	"time"
 
 	"google.golang.org/grpc/credentials"
 
@@ -35,6 +36,7 @@ type tlsInfo struct {
 	credentials.TLSInfo
 	caller    *access.Caller // nil if the certificate names nobody, or there is none
 	certified *certified     // nil if there is none
+	since     time.Time
 }
 
 func (c tlsCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
@@ -42,7 +44,7 @@ func (c tlsCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.Aut
 	if err != nil {
 		return nil, nil, err
 	}
-	found := &tlsInfo{TLSInfo: info.(credentials.TLSInfo)}
+	found := &tlsInfo{TLSInfo: info.(credentials.TLSInfo), since: time.Now()}
 	if chains := found.State.VerifiedChains; len(chains) > 0 {
 		found.certified = &certified{chains: chains, ends: access.End(chains), conn: raw}
 		found.caller, found.certified.nobody = access.IdentifyVerified(chains)
@@ -70,6 +72,7 @@ type localCredentials struct{}
 type localInfo struct {
 	credentials.CommonAuthInfo
 	caller *access.Caller
+	since  time.Time
 }
 
 func (localInfo) AuthType() string { return "local" }
@@ -84,13 +87,13 @@ func (localCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.Au
 			return nil, nil, fmt.Errorf("asking the kernel who is at the other end of a unix socket: %w", err)
 		}
 		proven(conn)
-		return conn, localInfo{common(credentials.PrivacyAndIntegrity), caller}, nil
+		return conn, localInfo{common(credentials.PrivacyAndIntegrity), caller, time.Now()}, nil
 	case *net.TCPAddr:
 		if !remote.IP.IsLoopback() {
 			return nil, nil, fmt.Errorf("%w, not %s", errNotLocal, remote.IP)
 		}
 		proven(conn)
-		return conn, localInfo{common(credentials.NoSecurity), &access.Caller{Name: access.Anonymous, Proof: access.Loopback}}, nil
+		return conn, localInfo{common(credentials.NoSecurity), &access.Caller{Name: access.Anonymous, Proof: access.Loopback}, time.Now()}, nil
 	}
 	return nil, nil, errNotLocal
 }

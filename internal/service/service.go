@@ -19,7 +19,7 @@ import (
 	"log/slog"
 	"net"
 	"runtime/debug"
-	"sync"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -81,9 +81,14 @@ type Service struct {
 	limiter   *limiter
 	methods   map[string]*method // by full name; not changed after it is made
 
-	// leaving is closed when streams must end.
-	leaving  chan struct{}
-	leaveOne sync.Once
+	watches watchMetrics
+	// age and grace of connections.
+	age, grace time.Duration
+
+	// leaving is closed when streams must end, and so ends away.
+	leaving <-chan struct{}
+	away    context.Context
+	leave   context.CancelFunc
 }
 
 // New returns a server that is ready to serve.
@@ -92,8 +97,11 @@ func New(o Options) (*Service, error) {
 	if err != nil {
 		return nil, fmt.Errorf("compiling the rules of requests: %w", err)
 	}
-	s := &Service{broker: o.Broker, log: o.Logger, validator: validator, health: health.NewServer(), access: o.Authorizer, audit: o.Audit, limiter: newLimiter(o.Limits), leaving: make(chan struct{})}
-
+	s := &Service{broker: o.Broker, log: o.Logger, validator: validator, health: health.NewServer(), access: o.Authorizer, audit: o.Audit, limiter: newLimiter(o.Limits), watches: newWatchMetrics()}
+	s.away, s.leave = context.WithCancel(context.Background())
+	s.leaving = s.away.Done()
+	limits := o.Limits.WithDefaults()
+	s.age, s.grace = limits.ConnectionAge, limits.ConnectionAgeGrace
 	s.SetTrust(Trust{})
 
 	// A panic is caught where the call can still be told about, and once more
@@ -108,15 +116,14 @@ func New(o Options) (*Service, error) {
 		if err := errors.Join(o.Registerer.Register(metrics), o.Registerer.Register(handshakes.failed)); err != nil {
 			return nil, fmt.Errorf("registering the metrics of calls: %w", err)
 		}
-		for _, c := range s.limiter.metrics {
+		for _, c := range append(s.limiter.metrics, s.watches.open, s.watches.sent) {
 			if err := o.Registerer.Register(c); err != nil {
-				return nil, fmt.Errorf("registering the metrics of limits: %w", err)
+				return nil, fmt.Errorf("registering the metrics of limits and streams: %w", err)
 			}
 		}
 		chain = append(chain, metrics.UnaryServerInterceptor())
 		streams = append(streams, metrics.StreamServerInterceptor())
 	}
-	limits := o.Limits.WithDefaults()
 	s.Server = grpc.NewServer(
 		grpc.Creds(heard{newCredentials(o.TLS), handshakes}),
 		grpc.InTapHandle(s.arrive),
@@ -130,7 +137,7 @@ func New(o Options) (*Service, error) {
 		// Calls are small, connections many: with these, one takes two thirds of
 		// the memory that grpc-go's defaults take, and calls cost no more.
 		grpc.ReadBufferSize(8<<10), grpc.WriteBufferSize(8<<10),
-		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAge: limits.ConnectionAge, MaxConnectionAgeGrace: limits.ConnectionAgeGrace}),
+		grpc.KeepaliveParams(ageing(limits)),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: limits.PingInterval, PermitWithoutStream: true}),
 	)
 	pb.RegisterTokenBrokerServer(s.Server, &tokenBroker{Service: s})
@@ -168,20 +175,16 @@ func (s *Service) Serve(ln net.Listener) error {
 // Drain tells health checks that this replica is leaving.
 func (s *Service) Drain() { s.health.Shutdown() }
 
-// endWithServer ends a stream when the server stops: a health watcher alone
-// would hold it up for good.
-func (s *Service) endWithServer(server any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+// endWithServer ends a stream that is none of ours when the server stops: a health
+// watcher alone would hold it up for good. Ours see to that themselves, and say
+// why.
+func (s *Service) endWithServer(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	if strings.HasPrefix(info.FullMethod, "/tokenbroker.v1.") {
+		return handler(server, stream)
+	}
 	ctx, cancel := context.WithCancel(stream.Context())
 	defer cancel()
-	ended := make(chan struct{})
-	defer close(ended)
-	go func() {
-		select {
-		case <-s.leaving:
-			cancel()
-		case <-ended:
-		}
-	}()
+	defer context.AfterFunc(s.away, cancel)()
 	return handler(server, streamUntil{stream, ctx})
 }
 
@@ -197,7 +200,7 @@ func (s streamUntil) Context() context.Context { return s.ctx }
 // then cuts them off.
 func (s *Service) Shutdown(ctx context.Context) {
 	s.Drain()
-	s.leaveOne.Do(func() { close(s.leaving) })
+	s.leave()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -615,10 +615,11 @@ type Limits struct {
 	Connections uint32 `protobuf:"varint,4,opt,name=connections,proto3" json:"connections,omitempty"`
 	// Optional. Calls and streams that may be under way on one connection; more wait at the caller: 1 to 100,000. Default: 250.
 	ConnectionStreams uint32 `protobuf:"varint,5,opt,name=connection_streams,json=connectionStreams,proto3" json:"connection_streams,omitempty"`
-	// Optional. After what time a connection is asked to end, give or take a tenth, so that balancers spread callers over
+	// Optional. After what time a connection is asked to end, or a little before, so that balancers spread callers over
 	// replicas: 10s to 1d. Default: 5m.
 	ConnectionAge *durationpb.Duration `protobuf:"bytes,6,opt,name=connection_age,json=connectionAge,proto3" json:"connection_age,omitempty"`
-	// Optional. How much longer what is under way on such a connection may take: 1s to 1h. Default: 30s.
+	// Optional. How much longer what is under way on such a connection may take: 1s to 1h. Watchers are sent to another
+	// connection within half of it. Default: 30s.
 	ConnectionAgeGrace *durationpb.Duration `protobuf:"bytes,7,opt,name=connection_age_grace,json=connectionAgeGrace,proto3" json:"connection_age_grace,omitempty"`
 	// Optional. The shortest time between a caller's keepalive pings: 1s to 1h. Who pings more often is disconnected. Default: 10s.
 	PingInterval *durationpb.Duration `protobuf:"bytes,8,opt,name=ping_interval,json=pingInterval,proto3" json:"ping_interval,omitempty"`

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -31,40 +32,30 @@ import (
 )
 
 // watched is the TokenBroker of these tests, beside the real one: its WatchToken
-// sends an answer at once, then one per tick, and does what it is told.
+// is the real one, too, unless it is told what to do instead, and tells how it
+// ends.
 type watched struct {
-	*Service
-	pb.UnimplementedTokenBrokerServer
-	tick    chan struct{}
-	ended   chan error // what each stream's context ended with
-	instead func(ctx context.Context) error
+	tokenBroker
+	ended   chan error
+	instead func() error
 }
 
 const watchMethod = "/tokenbroker.v1.Watched/WatchToken"
 
 func (w *watched) WatchToken(r *pb.WatchTokenRequest, stream grpc.ServerStreamingServer[pb.WatchTokenResponse]) error {
-	return w.whileAllowed(stream.Context(), r.GetProfile(), access.Watch, r.GetScopes(), func(ctx context.Context) error {
-		if w.instead != nil {
-			return w.instead(ctx)
-		}
-		for {
-			if err := stream.Send(&pb.WatchTokenResponse{Token: &pb.Token{Id: "0123456789abcdef"}}); err != nil {
-				return err
-			}
-			select {
-			case <-w.tick:
-			case <-ctx.Done():
-				w.ended <- context.Cause(ctx)
-				return ctx.Err()
-			}
-		}
-	})
+	if w.instead != nil {
+		return w.instead()
+	}
+	err := w.tokenBroker.WatchToken(r, stream)
+	w.ended <- err
+	return err
 }
 
 // watchRig serves watched over real gRPC.
 type watchRig struct {
 	*watched
 	t       *testing.T
+	issuer  *counting
 	access  *access.Authorizer
 	broker  *broker.Broker
 	log     *lockedLog
@@ -97,7 +88,7 @@ func newWatchRig(t *testing.T, rules ...access.Rule) *watchRig {
 
 func newTLSWatchRig(t *testing.T, settings func() *tls.Config, client credentials.TransportCredentials, rules ...access.Rule) *watchRig {
 	t.Helper()
-	r := &watchRig{t: t, access: access.NewAuthorizer(), log: &lockedLog{}}
+	r := &watchRig{t: t, access: access.NewAuthorizer(), log: &lockedLog{}, issuer: &counting{}}
 	log := slog.New(slog.NewJSONHandler(r.log, nil))
 	r.broker = broker.New(store.NewMemory(), broker.Options{})
 	t.Cleanup(r.broker.Close)
@@ -107,7 +98,7 @@ func newTLSWatchRig(t *testing.T, settings func() *tls.Config, client credential
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.watched = &watched{Service: s, tick: make(chan struct{}), ended: make(chan error, 100)}
+	r.watched = &watched{tokenBroker: tokenBroker{Service: s}, ended: make(chan error, 100)}
 	description := pb.TokenBroker_ServiceDesc
 	description.ServiceName = "tokenbroker.v1.Watched"
 	s.RegisterService(&description, r.watched)
@@ -135,8 +126,23 @@ func newTLSWatchRig(t *testing.T, settings func() *tls.Config, client credential
 func (r *watchRig) profiles(scopes ...string) {
 	r.broker.Configure([]*broker.Profile{{
 		Name: "invoices", Provider: "vantage", GrantType: broker.ClientCredentials, Scopes: scopes,
-		Identity: "i", Credential: "c", Issuer: issuer{},
+		Identity: "i", Credential: "c", Issuer: r.issuer,
 	}})
+}
+
+// tick replaces the token of these scopes.
+func (r *watchRig) tick(scopes ...string) {
+	r.t.Helper()
+	if _, err := r.broker.Revoke(r.t.Context(), broker.Ask{Profile: "invoices", Scopes: scopes}, ""); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// counting gives out another token each time.
+type counting struct{ n atomic.Int64 }
+
+func (c *counting) Issue(context.Context, broker.Request) (*broker.Grant, error) {
+	return &broker.Grant{AccessToken: broker.NewSecret(fmt.Sprintf("token-%d", c.n.Add(1))), TokenType: "Bearer", Lifetime: time.Hour}, nil
 }
 
 func (r *watchRig) use(rules ...access.Rule) {
@@ -183,6 +189,28 @@ func receive(t *testing.T, stream grpc.ServerStreamingClient[pb.WatchTokenRespon
 	}
 }
 
+// silent is sure that a stream brings nothing for a moment, and returns what waits
+// for what it brings then.
+func silent(t *testing.T, stream grpc.ServerStreamingClient[pb.WatchTokenResponse]) (receive func()) {
+	t.Helper()
+	came := make(chan error, 1)
+	go func() {
+		_, err := stream.Recv()
+		came <- err
+	}()
+	select {
+	case err := <-came:
+		t.Fatalf("a token came, or %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	return func() {
+		t.Helper()
+		if err := <-came; err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // wantEnd checks how a stream ends, and returns the text.
 func wantEnd(t *testing.T, stream grpc.ServerStreamingClient[pb.WatchTokenResponse], code codes.Code, reason string) string {
 	t.Helper()
@@ -208,8 +236,8 @@ func TestStreamEndsWhenTheCallerLosesItsRight(t *testing.T) {
 	if !strings.Contains(text, `caller anonymous may not watch tokens of profile "invoices"`) {
 		t.Error(text)
 	}
-	if cause := <-r.ended; !errors.As(cause, new(denial)) {
-		t.Errorf("the stream's context ended with %v", cause)
+	if cause := <-r.ended; !errors.As(cause, new(failure)) {
+		t.Errorf("the stream ended with %v", cause)
 	}
 	if log := r.log.String(); !strings.Contains(log, "policy[0] names the caller and the profile, but allows only issue: add watch to its allow") {
 		t.Errorf("the log does not say why:\n%s", log)
@@ -230,12 +258,12 @@ func TestStreamThatKeepsItsRightGoesOn(t *testing.T) {
 	wantEnd(t, lost, codes.PermissionDenied, "CALLER_DENIED")
 	<-r.ended
 	for range 3 {
-		r.tick <- struct{}{}
+		r.tick("a")
 		receive(t, kept)
 	}
 	select {
 	case cause := <-r.ended:
-		t.Errorf("the other stream's context ended: %v", cause)
+		t.Errorf("the other stream ended: %v", cause)
 	default:
 	}
 }
@@ -258,12 +286,13 @@ func TestDenialsWaitForTheWholeConfiguration(t *testing.T) {
 	r.access.Use(next.And(was))
 	r.profiles("a", "b", "c") // which the old one does not allow
 	late := r.watch(invoices())
-	r.tick <- struct{}{}
-	receive(t, stream)
+	r.tick() // whose successor nobody gets yet
+	release := silent(t, stream)
 	if n := len(r.ended); n > 0 {
 		t.Error("a stream ended")
 	}
 	r.access.Use(next)
+	release()
 	receive(t, late)
 	r.access.Use(strict.And(next))
 	r.access.Use(strict)
@@ -301,20 +330,15 @@ func TestManyStreamsEndAtOnce(t *testing.T) {
 func TestStreamThatEndsByItself(t *testing.T) {
 	r := newWatchRig(t, mayWatch())
 	for name, c := range map[string]struct {
-		serve  func(context.Context) error
+		serve  func() error
 		code   codes.Code
 		reason string
 	}{
-		"with a panic": {func(context.Context) error { panic("Canary-in-a-panic") }, codes.Internal, ""},
-		"with an error of the broker": {func(context.Context) error {
+		"with a panic": {func() error { panic("Canary-in-a-panic") }, codes.Internal, ""},
+		"with an error of the broker": {func() error {
 			return failure{cause: &broker.Error{Reason: broker.ReasonEndpointUnavailable, Text: "it is down"}, profile: "invoices"}
 		}, codes.Unavailable, "ENDPOINT_UNAVAILABLE"},
-		"with an error that nobody knows": {func(context.Context) error { return errors.New("Canary-in-an-error") }, codes.Internal, ""},
-		"after its right is lost, as if nothing were": {func(ctx context.Context) error {
-			r.use(access.Rule{Callers: []string{"dns:x"}, Profiles: []string{"*"}, Allow: []string{"watch"}})
-			<-ctx.Done()
-			return nil
-		}, codes.PermissionDenied, "CALLER_DENIED"},
+		"with an error that nobody knows": {func() error { return errors.New("Canary-in-an-error") }, codes.Internal, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r.use(mayWatch())
@@ -326,7 +350,7 @@ func TestStreamThatEndsByItself(t *testing.T) {
 		})
 	}
 	r.use(mayWatch())
-	r.instead = func(context.Context) error { return nil }
+	r.instead = func() error { return nil }
 	if _, err := r.watch(invoices()).Recv(); !errors.Is(err, io.EOF) {
 		t.Errorf("a stream that ends well: %v", err)
 	}
@@ -350,11 +374,9 @@ func TestStreamPassesTheChain(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newWatchRig(t, c.rule)
-			var entered atomic.Bool
-			r.instead = func(context.Context) error { entered.Store(true); return nil }
 			wantEnd(t, r.watch(c.request), c.code, c.reason)
-			if entered.Load() {
-				t.Error("it came to the stream itself")
+			if n := r.issuer.n.Load(); n > 0 {
+				t.Errorf("it cost %d token requests", n)
 			}
 			if log := r.log.String(); !strings.Contains(log, `"method":"`+watchMethod+`"`) || !strings.Contains(log, `"reason":"`+c.reason+`"`) {
 				t.Errorf("the log lacks the call:\n%s", log)
@@ -376,14 +398,15 @@ func TestStreamOfAnUnknownCaller(t *testing.T) {
 	}{
 		"the name in the CN": {func(c *x509.Certificate) { c.Subject.CommonName = "worker.example.com" }, codes.Unauthenticated, "CALLER_UNKNOWN"},
 		"another caller":     {testca.Named("other.example.com"), codes.PermissionDenied, "CALLER_DENIED"},
-		"the caller":         {testca.Named("worker.example.com"), codes.Unavailable, "ENDPOINT_UNAVAILABLE"},
+		"the caller":         {testca.Named("worker.example.com"), codes.OK, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			client := &tls.Config{RootCAs: a.Pool(), ServerName: "127.0.0.1", Certificates: []tls.Certificate{a.Leaf(c.change)}}
 			r := newTLSWatchRig(t, func() *tls.Config { return server }, credentials.NewTLS(client),
 				access.Rule{Callers: []string{"dns:worker.example.com"}, Profiles: []string{"*"}, Allow: []string{"watch"}})
-			r.instead = func(context.Context) error {
-				return failure{cause: &broker.Error{Reason: broker.ReasonEndpointUnavailable, Text: "it is down"}, profile: "invoices"}
+			if c.code == codes.OK {
+				receive(t, r.watch(invoices()))
+				return
 			}
 			wantEnd(t, r.watch(invoices()), c.code, c.reason)
 		})
@@ -427,7 +450,7 @@ func TestStreamEndsWithWhatProvesItsCaller(t *testing.T) {
 			}
 			var f failure
 			if cause := <-r.ended; !errors.As(cause, &f) {
-				t.Errorf("the stream's context ended with %v", cause)
+				t.Errorf("the stream ended with %v", cause)
 			}
 		})
 	}
@@ -469,7 +492,7 @@ func TestStreamEndsWithTheServer(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	r.Shutdown(ctx)
-	wantEnd(t, stream, codes.Canceled, "")
+	wantEnd(t, stream, codes.Unavailable, "SHUTTING_DOWN")
 	if ctx.Err() != nil {
 		t.Error("the stream held the server up")
 	}
