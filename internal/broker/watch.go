@@ -33,6 +33,9 @@ func (w *Watch) Next(ctx context.Context, d Demand) (*Token, Source, <-chan stru
 		if errors.Is(err, errReplaced) {
 			continue
 		}
+		if err == nil {
+			p.count(w.ask)
+		}
 		return t, source, news, err
 	}
 }

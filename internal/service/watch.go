@@ -14,9 +14,6 @@ import (
 
 func (s *tokenBroker) WatchToken(r *pb.WatchTokenRequest, stream grpc.ServerStreamingServer[pb.WatchTokenResponse]) error {
 	ctx := stream.Context()
-	if err := shared(r.GetJob()); err != nil {
-		return err
-	}
 	return s.whileAllowed(ctx, r.GetProfile(), access.Watch, r.GetScopes(), func(ctx context.Context) error {
 		k := callFrom(ctx)
 		k.outcome.job = r.GetJob().GetId()

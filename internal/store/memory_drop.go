@@ -38,7 +38,10 @@ func (r *memRecord) drop(d broker.Drop, now time.Time) (broker.Dropped, *broker.
 			changed.Dropped = append(changed.Dropped, id)
 		}
 	}
-	if d.Token != "" {
+	switch {
+	case d.Job != "":
+		changed.Slots = []string{} // whoever has a token hears of that
+	case d.Token != "":
 		changed.Dropped = []string{d.Token}
 	}
 	return dropped, changed
