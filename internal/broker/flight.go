@@ -70,6 +70,8 @@ func (f *flight) fly(e *entry, floor Generation) {
 		Demand:      f.demand,
 		Consent:     f.profile.consentUse(),
 	}
+	line := time.NewTimer(lineDeadline)
+	defer line.Stop()
 	turn := turn{lane: f.laneOf(e)}
 	defer turn.leave()
 	for lost := 0; ; {
@@ -148,12 +150,11 @@ func (f *flight) fly(e *entry, floor Generation) {
 			if claim.Consent != NoConsent { // which is about the others as well
 				news = nil
 			}
-			if turn.await(ctx, news); ctx.Err() != nil && e.b.ctx.Err() == nil {
+			if !turn.await(ctx, news, line.C) {
 				f.err = waitedInVain(f.profile.Profile)
 				return
 			}
-			if full := f.profile.life.known(time.Now()); full > 0 && f.demand.TooLong(full) {
-				f.err = lifetimeUnavailable(f.profile.Profile, f.demand, full)
+			if f.err = f.learnedInLine(e); f.err != nil {
 				return
 			}
 		case Unknown:

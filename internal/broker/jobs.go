@@ -32,6 +32,9 @@ const (
 	// enough connections for the smallest one. All others wait in line, without a
 	// lease. What is shared does not wait with them.
 	jobRequests = 16
+	// lineDeadline is for how long a flight waits for its turn: there must be time
+	// left for the request.
+	lineDeadline = flightDeadline - 10*time.Second
 	// jobIdle is how soon an entry without a token is looked at.
 	jobIdle = time.Minute
 	// repeatPause is how long a server that has given a token twice is left alone:
@@ -378,14 +381,18 @@ func (t *turn) try() bool {
 	return t.has
 }
 
-// await waits for the turn, or until there is news, or ctx ends.
-func (t *turn) await(ctx context.Context, news <-chan struct{}) {
+// await waits for the turn, or until there is news, or ctx ends. It reports false
+// when the wait is over without any of that.
+func (t *turn) await(ctx context.Context, news <-chan struct{}, over <-chan time.Time) bool {
 	select {
 	case t.lane <- struct{}{}:
 		t.has = true
 	case <-news:
 	case <-ctx.Done():
+	case <-over:
+		return false
 	}
+	return true
 }
 
 func (t *turn) leave() {
@@ -407,11 +414,26 @@ func (f *flight) laneOf(e *entry) lane {
 	return f.profile.gate.jobs
 }
 
+// learnedInLine is what stands in the flight's way by what others have met since it
+// began to wait.
+func (f *flight) learnedInLine(e *entry) *Error {
+	now := time.Now()
+	if full := f.profile.life.known(now); full > 0 && f.demand.TooLong(full) {
+		return lifetimeUnavailable(f.profile.Profile, f.demand, full)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if r := e.standing(f.profile, now); r.Kind != NoFailure {
+		return failureError(f.profile.Profile, r.Failure, r.rest(now))
+	}
+	return nil
+}
+
 // waitedInVain tells a caller whose turn has not come.
 func waitedInVain(p *Profile) *Error {
 	return &Error{
 		Reason:     ReasonEndpointThrottled,
-		Text:       fmt.Sprintf("requesting a dedicated token for profile %s: so many jobs ask for one that its turn has not come within %v; ask again, or have the jobs begin one after another", p.Name, flightDeadline),
+		Text:       fmt.Sprintf("requesting a dedicated token for profile %s: so many jobs ask for one that its turn has not come within %v; ask again, or have the jobs begin one after another", p.Name, lineDeadline),
 		RetryAfter: scale(backoffFirst, between(1, 2)),
 	}
 }
@@ -455,7 +477,7 @@ func (l *life) probing(ctx context.Context) (full time.Duration, done func()) {
 		return full, func() {}
 	}
 	t := turn{lane: l.probe}
-	t.await(ctx, nil)
+	t.await(ctx, nil, nil)
 	if full := l.known(time.Now()); full > 0 || !t.has {
 		t.leave()
 		return full, func() {}

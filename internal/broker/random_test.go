@@ -87,6 +87,12 @@ func (s *chaos) Save(ctx context.Context, l broker.Lease, r broker.Result) (brok
 func (s *chaos) Fail(ctx context.Context, l broker.Lease, f broker.Failure) (broker.Failure, error) {
 	return around(ctx, s, func() (broker.Failure, error) { return s.Store.Fail(ctx, l, f) })
 }
+func (s *chaos) Own(ctx context.Context, id, owner string, life time.Duration) (string, error) {
+	return around(ctx, s, func() (string, error) { return s.Store.Own(ctx, id, owner, life) })
+}
+func (s *chaos) Drop(ctx context.Context, d broker.Drop) (broker.Dropped, error) {
+	return around(ctx, s, func() (broker.Dropped, error) { return s.Store.Drop(ctx, d) })
+}
 func (s *chaos) Look(ctx context.Context, family, slot string) (broker.Record, error) {
 	return around(ctx, s, func() (broker.Record, error) { return s.Store.Look(ctx, family, slot) })
 }
