@@ -30,8 +30,9 @@ type gate struct {
 	trial chan struct{}
 	// changed is signalled when the client's record in the store changed.
 	changed chan struct{}
-	// jobs is the line of those who would call for a job.
-	jobs lane
+	// jobs is the line of those who would call for a job, ends that of those who
+	// would end one.
+	jobs, ends lane
 }
 
 // maxRejections bounds the refused credentials that a gate remembers; a
@@ -47,7 +48,7 @@ const proofLife = 24 * time.Hour
 var errNoRecord = errors.New("what is known of the client cannot be read")
 
 func newGate() *gate {
-	return &gate{rejections: make(map[string]remembered), trial: make(chan struct{}, 1), changed: make(chan struct{}, 1), jobs: make(lane, jobRequests)}
+	return &gate{rejections: make(map[string]remembered), trial: make(chan struct{}, 1), changed: make(chan struct{}, 1), jobs: make(lane, jobRequests), ends: make(lane, jobRequests)}
 }
 
 // pass is the right to make one call.

@@ -179,7 +179,7 @@ func (a *attempt) settled(ctx context.Context, g *Grant, r Result, k kept, err e
 		// Another consent was given, or a later refresh was saved: what this
 		// one brought may be another person's.
 		a.giveBack(ctx)
-		if job { // nobody has seen it
+		if job && e.hasEnded(ctx) { // or the record may have it: see saveLater
 			a.discard(ctx, &Grant{AccessToken: g.AccessToken})
 		}
 		return errAgain
@@ -223,7 +223,11 @@ func (a *attempt) saveLater(g *Grant, r Result) {
 			}
 		default:
 			log.Warn("grant not saved: another one has taken its place, or it was revoked")
-			a.e.dropNow(r.Token.Access.ID())
+			// A job's was not handed out here; the record may have it all the same,
+			// when the save had happened and a later refresh came in between.
+			if !a.e.isJob() || k.verdict == WasDropped {
+				a.e.dropNow(r.Token.Access.ID())
+			}
 			if k.verdict == WasDropped {
 				a.discard(context.Background(), g)
 			}

@@ -208,6 +208,12 @@ func (b *Broker) endJob(ctx context.Context, p *profile, ask Ask, id string) (Re
 		drop.Floor = max(drop.Floor, e.floor)
 		e.mu.Unlock()
 	}
+	turn := turn{lane: p.gate.ends} // all of them may end at once
+	turn.await(ctx, nil, nil)
+	defer turn.leave()
+	if !turn.has {
+		return Revocation{}, ctx.Err()
+	}
 	var dropped Dropped
 	err := thrice(ctx, func(ctx context.Context) (err error) {
 		dropped, err = b.store.Drop(ctx, drop)
