@@ -110,6 +110,15 @@ type profile struct {
 	keeper   *keeper
 	informed bool
 
+	// jobs with a token of their own, and the line of those that have a place in
+	// the consent's record.
+	jobs        jobs
+	consentLane lane
+	// life of its tokens.
+	life *life
+	// scopesKey is scopeKey of its scopes.
+	scopesKey string
+
 	// replaced by a later configuration: it must not become an entry's
 	// profile again. Only Configure writes it.
 	replaced atomic.Bool
@@ -118,6 +127,8 @@ type profile struct {
 	subsets sync.Map // string -> *entry
 	// served counts answers by Source.
 	served [Uncoordinated + 1]atomic.Uint64
+	// named and dedicated count the answers to those that named a job.
+	named, dedicated atomic.Uint64
 	// last is when the last caller was served, in Unix seconds; zero if none was.
 	last atomic.Int64
 }
@@ -190,10 +201,11 @@ func (b *Broker) replace(configured []*Profile) {
 		if p.own = cmp.Or(entries.find(family, slot), b.entries.find(family, slot)); p.own == nil {
 			p.own = newEntry(b, family, slot, c.Scopes)
 		}
+		p.life, p.consentLane, p.scopesKey = newLife(), make(lane, 1), scopeKey(canonical(c.Scopes))
 		if old := before[c.Name]; old != nil {
 			p.inherit(old)
 		}
-		for _, e := range p.all() {
+		for _, e := range p.entries() {
 			entries.add(e)
 			e.adoptProfile(p)
 		}
@@ -240,9 +252,16 @@ func (p *profile) inherit(old *profile) {
 		p.served[i].Store(old.served[i].Load())
 	}
 	p.last.Store(old.last.Load())
+	p.named.Store(old.named.Load())
+	p.dedicated.Store(old.dedicated.Load())
+	p.consentLane = old.consentLane
 	if old.Identity != p.Identity {
 		return
 	}
+	if slices.Equal(old.Scopes, p.Scopes) && old.DefaultLifetime == p.DefaultLifetime {
+		p.life = old.life
+	}
+	p.inheritJobs(old)
 	old.subsets.Range(func(key, value any) bool {
 		if e := value.(*entry); !e.retired.Load() && len(without(e.scopes, p.Scopes)) == 0 {
 			p.subsets.Store(key, e)
@@ -260,6 +279,8 @@ type Ask struct {
 	// Job has a token of its own, which no other job ever gets; empty means the
 	// token that everybody shares.
 	Job string
+	// Named tells that a job was named, dedicated or not. It is counted.
+	Named bool
 }
 
 // Issue returns a token that meets the demand, waiting for one until ctx ends.
@@ -274,7 +295,20 @@ func (b *Broker) Issue(ctx context.Context, ask Ask, d Demand) (*Token, Source, 
 		if errors.Is(err, errReplaced) {
 			continue // under a new configuration the answer may be another
 		}
+		if err == nil {
+			p.countJob(ask)
+		}
 		return t, source, err
+	}
+}
+
+// countJob counts an answer to who named a job.
+func (p *profile) countJob(ask Ask) {
+	switch {
+	case ask.Job != "":
+		p.dedicated.Add(1)
+	case ask.Named:
+		p.named.Add(1)
 	}
 }
 
@@ -285,7 +319,12 @@ func (b *Broker) find(ask Ask) (*profile, *entry, error) {
 		return nil, nil, err
 	}
 	e := p.own
-	if len(ask.Scopes) > 0 {
+	switch {
+	case ask.Job != "":
+		if e, err = b.job(p, ask); err != nil {
+			return nil, nil, err
+		}
+	case len(ask.Scopes) > 0:
 		if e, err = b.subset(p, ask.Scopes); err != nil {
 			return nil, nil, err
 		}
@@ -304,7 +343,7 @@ func (e *entry) serve(ctx context.Context, p *profile, d Demand) (*Token, Source
 		if e.dormant.Load() {
 			e.rouse()
 		}
-	} else if t, source, err = e.obtain(ctx, p, d); p.replaced.Load() && ctx.Err() == nil && !errors.Is(err, errClosing) {
+	} else if t, source, err = e.obtain(ctx, p, d.rounded()); p.replaced.Load() && ctx.Err() == nil && !errors.Is(err, errClosing) {
 		return nil, 0, errReplaced
 	} else if err != nil {
 		return nil, 0, err
@@ -335,11 +374,8 @@ func (b *Broker) subset(p *profile, scopes []string) (*entry, error) {
 	if e, ok := p.subsets.Load(key); ok && !e.(*entry).retired.Load() {
 		return e.(*entry), nil
 	}
-	if unknown := without(scopes, p.Scopes); len(unknown) > 0 {
-		return nil, &Error{
-			Reason: ReasonInvalidRequest, Field: "scopes",
-			Text: fmt.Sprintf("scope %q is not among those of profile %s; ask for some of those, or for none to get all", unknown[0], p.Name),
-		}
+	if err := p.has(scopes); err != nil {
+		return nil, err
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -363,6 +399,17 @@ func (b *Broker) subset(p *profile, scopes []string) (*entry, error) {
 	}
 	p.subsets.Store(key, e)
 	return e, nil
+}
+
+// has refuses scopes that the profile does not have.
+func (p *profile) has(scopes []string) error {
+	if unknown := without(scopes, p.Scopes); len(unknown) > 0 {
+		return &Error{
+			Reason: ReasonInvalidRequest, Field: "scopes",
+			Text: fmt.Sprintf("scope %q is not among those of profile %s; ask for some of those, or for none to get all", unknown[0], p.Name),
+		}
+	}
+	return nil
 }
 
 // roomForSubset makes room by forgetting subsets that nobody uses any more.
@@ -416,13 +463,13 @@ func (b *Broker) Reset(ctx context.Context, name string) error {
 		}
 	}
 	p.gate.reset()
-	for _, e := range p.all() {
+	for _, e := range p.entries() {
 		e.forgetFailure()
 	}
 	return nil
 }
 
-// all entries of the profile, its own first.
+// all entries of the profile but those of jobs, its own first.
 func (p *profile) all() []*entry {
 	es := []*entry{p.own}
 	p.subsets.Range(func(_, value any) bool {
@@ -468,7 +515,7 @@ func (b *Broker) forgive(g *gate) {
 		if p.gate != g {
 			continue
 		}
-		for _, e := range p.all() {
+		for _, e := range p.entries() {
 			if e.failed(now) {
 				b.background(func(ctx context.Context) {
 					_ = b.store.Reset(ctx, e.family) // its own record says so again when it is asked

@@ -132,7 +132,7 @@ func TestDemandsNearTheFullLifeAreBounded(t *testing.T) {
 		f := start(t, 1, profile(e))
 		f.ask(t, broker.Demand{})
 		for range 3600 {
-			f.ask(t, broker.Demand{Lifetime: time.Hour - 36*time.Second})
+			f.ask(t, broker.Demand{Lifetime: broker.LongestFloor(time.Hour)})
 			time.Sleep(time.Second)
 		}
 		if n := e.count(); n > 101 {

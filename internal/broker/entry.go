@@ -1,10 +1,12 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,6 +20,8 @@ type entry struct {
 	slot string
 	// scopes to ask for.
 	scopes []string
+	// job whose token it is; empty for what is shared.
+	job jobKey
 
 	// token that callers get. Only adopt writes it, under mu; anyone reads it.
 	token atomic.Pointer[Token]
@@ -59,6 +63,8 @@ type entry struct {
 	// what kept one from them may not any more; nil while nobody waits for that.
 	// It changes under mu; anyone reads it.
 	news atomic.Pointer[chan struct{}]
+	// tidier fires when the entry of a job may be forgotten.
+	tidier *time.Timer
 	// retired entries are renewed no more, and no new caller finds them. Only
 	// retire writes it, under mu; anyone reads it.
 	retired atomic.Bool
@@ -98,6 +104,11 @@ func (e *entry) touch(now time.Time) {
 func (e *entry) spent(now time.Time) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	return e.idle(now)
+}
+
+// idle is spent; e.mu is held.
+func (e *entry) idle(now time.Time) bool {
 	t := e.token.Load()
 	return e.flight == nil && e.watches.Load() == 0 && (t == nil || t.remaining(now) <= 0)
 }
@@ -117,11 +128,18 @@ func (e *entry) adoptProfile(p *profile) {
 func (e *entry) retire() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.retireNow()
+}
+
+// retireNow is retire; e.mu is held.
+func (e *entry) retireNow() {
 	e.retired.Store(true)
 	e.dormant.Store(false)
 	e.tell()
-	if e.timer != nil {
-		e.timer.Stop()
+	for _, timer := range []*time.Timer{e.timer, e.tidier} {
+		if timer != nil {
+			timer.Stop()
+		}
 	}
 }
 
@@ -255,8 +273,12 @@ func (e *entry) join(p *profile, d Demand) (*Token, *flight, *Error) {
 	if e.flight != nil {
 		return nil, e.flight, nil
 	}
-	if t != nil && t.remaining(now) > 0 && d.TooLong(t.lifetime) {
-		return nil, nil, lifetimeUnavailable(p.Profile, d, t.lifetime)
+	full := p.life.known(now)
+	if t != nil && t.remaining(now) > 0 {
+		full = t.lifetime
+	}
+	if full > 0 && d.TooLong(full) {
+		return nil, nil, lifetimeUnavailable(p.Profile, d, full)
 	}
 	if r := e.standing(p, now); r.Kind != NoFailure {
 		return nil, nil, failureError(p.Profile, r.Failure, r.rest(now))
@@ -271,13 +293,24 @@ func (e *entry) join(p *profile, d Demand) (*Token, *flight, *Error) {
 }
 
 // credentials are all whose refusal binds p here.
-func (e *entry) credentials(p *profile) []string { return append(p.credentials(), p.request(e.slot)) }
+func (e *entry) credentials(p *profile) []string { return append(p.credentials(), e.request(p)) }
+
+// request names what is asked for here. All jobs ask for the same.
+func (e *entry) request(p *profile) string {
+	_, slot, _ := strings.Cut(e.slot, "/")
+	return p.request(cmp.Or(slot, e.slot))
+}
 
 // standing returns the failure that holds p back: the family's own, or that of
 // its client.
 func (e *entry) standing(p *profile, now time.Time) remembered {
 	if e.failure.binds(now, e.credentials(p)...) {
 		return e.failure
+	}
+	if e.isJob() {
+		if r := p.gate.refused(e.request(p), now); r.Kind != NoFailure {
+			return r
+		}
 	}
 	return p.gate.standing(p.Profile, now)
 }
@@ -302,6 +335,7 @@ func (e *entry) launch(d Demand, ahead bool) *flight {
 	floor := e.floor
 	go func() {
 		defer e.b.flights.Done()
+		defer e.tidy()
 		defer e.land(f)
 		defer func() {
 			if r := recover(); r != nil {
@@ -369,6 +403,7 @@ func (e *entry) adopt(s StoredToken, start time.Time) *Token {
 		e.failure = remembered{}
 	}
 	e.token.Store(t)
+	e.profile.life.saw(t, start)
 	e.tell()
 	if e.flight == nil { // nobody else looks for its successor
 		e.schedule(time.Now(), 0)
@@ -483,6 +518,11 @@ func (e *entry) schedule(now time.Time, pause time.Duration) {
 func (e *entry) renew() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.renewNow(false)
+}
+
+// renewNow is renew; asked tells that somebody asks for it now. e.mu is held.
+func (e *entry) renewNow(asked bool) {
 	now := time.Now()
 	t := e.token.Load()
 	if e.retired.Load() || e.flight != nil || t == nil || t.remaining(now) <= 0 {
@@ -493,7 +533,8 @@ func (e *entry) renew() {
 		return
 	}
 	life := min(t.lifetime, e.profile.maxTokenAge())
-	if e.watches.Load() == 0 && now.Sub(time.Unix(e.used.Load(), 0)) > life {
+	unwanted := !asked && e.isJob() // its work may be done
+	if e.watches.Load() == 0 && (unwanted || now.Sub(time.Unix(e.used.Load(), 0)) > life) {
 		e.dormant.Store(true)
 		return
 	}
@@ -503,7 +544,9 @@ func (e *entry) renew() {
 // rouse starts the renewal that was left undone because nobody asked.
 func (e *entry) rouse() {
 	if e.dormant.CompareAndSwap(true, false) {
-		e.renew()
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.renewNow(true)
 	}
 }
 
@@ -519,7 +562,9 @@ func (e *entry) hear(c Change) {
 		if !slices.Contains(e.dropped, id) {
 			e.drop(id)
 			e.tell()
-			e.seeRevoked(id)
+			if !e.isJob() || IsJobFamily(e.family) { // else others do
+				e.seeRevoked(id)
+			}
 		}
 	}
 	e.verdict = nil
@@ -532,10 +577,10 @@ func (e *entry) hear(c Change) {
 	}
 	missed := e.token.Load() != nil || e.watches.Load() > 0 || e.standing(e.profile, now).Kind != NoFailure
 	switch {
-	case c.Generation <= e.floor || e.retired.Load():
+	case c.Generation <= e.floor || e.retired.Load() || !e.concerns(c):
 	case missed && !e.reloading:
 		e.reloading = e.b.background(e.reload)
-	case !missed && e.profile.consentUse() == ConsentRequired:
+	case !missed && e.profile.consentUse() == ConsentRequired && !e.isJob():
 		e.b.background(e.meetConsent)
 	}
 }

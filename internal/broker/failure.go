@@ -46,6 +46,9 @@ func failureError(p *Profile, f Failure, rest time.Duration) *Error {
 		e.Reason, e.RetryAfter, e.credential = ReasonCredentialsRejected, 0, f.Credential
 		advice = rejectedAdvice(p, f, rest)
 	default:
+		if f.Code == codeRepeated {
+			return dedicatedUnavailable(p, f.Text)
+		}
 		advice = "next attempt " + restText(rest)
 	}
 	e.Text = fmt.Sprintf("requesting a token for profile %s: %s; %s", p.Name, f.Text, advice)
@@ -127,7 +130,7 @@ func revokedMeanwhile(p *Profile) *Error {
 func lifetimeUnavailable(p *Profile, d Demand, full time.Duration) *Error {
 	return &Error{
 		Reason: ReasonLifetimeUnavailable,
-		Text:   fmt.Sprintf("requesting a token for profile %s that lives %v: a new one lives %v in all; ask for less, or have the authorization server give this client longer tokens", p.Name, d.Lifetime, full),
+		Text:   fmt.Sprintf("requesting a token for profile %s that lives %v: a new one lives %v in all; ask for %v at most, or have the authorization server give this client longer tokens", p.Name, d.Lifetime, full, LongestFloor(full)),
 	}
 }
 

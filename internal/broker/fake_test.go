@@ -21,6 +21,10 @@ type endpoint struct {
 	mu    sync.Mutex
 	calls []time.Time
 	asked [][]string
+	// under way now, and the most that ever were.
+	under, most int
+	// revoked are the tokens that it was asked to revoke.
+	revoked []string
 	// takes is how long an answer takes.
 	takes time.Duration
 	// lives is the lifetime of its tokens; zero means an hour.
@@ -35,7 +39,10 @@ func (e *endpoint) Issue(ctx context.Context, r broker.Request) (*broker.Grant, 
 	e.asked = append(e.asked, r.Scopes)
 	n, takes, answer := len(e.calls), e.takes, e.answer
 	lives := e.lives
+	e.under++
+	e.most = max(e.most, e.under)
 	e.mu.Unlock()
+	defer e.set(func(e *endpoint) { e.under-- })
 	select {
 	case <-time.After(takes):
 	case <-ctx.Done():
@@ -45,6 +52,14 @@ func (e *endpoint) Issue(ctx context.Context, r broker.Request) (*broker.Grant, 
 		return answer(n)
 	}
 	return grant(n, lives), nil
+}
+
+// revoking is an endpoint whose server revokes tokens.
+type revoking struct{ *endpoint }
+
+func (e revoking) Revoke(_ context.Context, token broker.Secret, _ broker.TokenKind) error {
+	e.set(func(*endpoint) { e.revoked = append(e.revoked, token.Reveal()) })
+	return nil
 }
 
 func grant(n int, lives time.Duration) *broker.Grant {

@@ -34,6 +34,8 @@ type flight struct {
 	resets int
 	// failing is since when the store has not answered this flight.
 	failing time.Time
+	// repeats are the tokens that came and were another's already.
+	repeats int
 }
 
 // storeTimeout bounds one transition that must not be cut short by the
@@ -68,10 +70,15 @@ func (f *flight) fly(e *entry, floor Generation) {
 		Demand:      f.demand,
 		Consent:     f.profile.consentUse(),
 	}
+	line := time.NewTimer(lineDeadline)
+	defer line.Stop()
+	turn := turn{lane: f.laneOf(e)}
+	defer turn.leave()
 	for lost := 0; ; {
 		if !f.awaitSave(ctx, e) {
 			return
 		}
+		claim.Peek = !turn.try()
 		start := time.Now()
 		a, err := e.b.store.Acquire(ctx, claim)
 		if ctx.Err() != nil && (err != nil || a.Verdict == Busy) {
@@ -135,10 +142,28 @@ func (f *flight) fly(e *entry, floor Generation) {
 			e.b.consents.note(e.family, a.Consent, start)
 			f.err = authorizationNeeded(f.profile.Profile, consentGone(a.Consent, start))
 			return
+		case Ended:
+			f.ended(e)
+			return
+		case Free:
+			news := f.changed
+			if claim.Consent != NoConsent { // which is about the others as well
+				news = nil
+			}
+			if !turn.await(ctx, news, line.C) {
+				f.err = waitedInVain(f.profile.Profile)
+				return
+			}
+			if f.err = f.learnedInLine(e); f.err != nil {
+				return
+			}
 		case Unknown:
 			f.pause(ctx, a.Wait)
 			claim.Asked = true
 		case Busy, InDoubt:
+			if claim.Consent == NoConsent { // another replica is at it
+				turn.leave()
+			}
 			f.wait(ctx, min(pollInterval, a.Wait+rand.N(pollJitter)))
 		}
 		if ctx.Err() != nil {
@@ -201,9 +226,9 @@ func (f *flight) withoutStore(ctx context.Context, e *entry, err error) (ended b
 			return false
 		}
 		f.err = f.outOfTime(e)
-	case unreadable && !p.repeatable():
+	case unreadable && (!p.repeatable() || e.isJob()):
 		f.err = unreadableRecord(p, err)
-	case !p.repeatable() || p.Coordinated || f.ahead:
+	case !p.repeatable() || p.Coordinated || f.ahead || e.isJob():
 		f.err = storeUnavailable(p, "requesting a token for", err)
 	default:
 		f.mintAlone(ctx, e, unreadable)

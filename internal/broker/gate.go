@@ -30,6 +30,9 @@ type gate struct {
 	trial chan struct{}
 	// changed is signalled when the client's record in the store changed.
 	changed chan struct{}
+	// jobs is the line of those who would call for a job, ends that of those who
+	// would end one.
+	jobs, ends lane
 }
 
 // maxRejections bounds the refused credentials that a gate remembers; a
@@ -45,7 +48,7 @@ const proofLife = 24 * time.Hour
 var errNoRecord = errors.New("what is known of the client cannot be read")
 
 func newGate() *gate {
-	return &gate{rejections: make(map[string]remembered), trial: make(chan struct{}, 1), changed: make(chan struct{}, 1)}
+	return &gate{rejections: make(map[string]remembered), trial: make(chan struct{}, 1), changed: make(chan struct{}, 1), jobs: make(lane, jobRequests), ends: make(lane, jobRequests)}
 }
 
 // pass is the right to make one call.
@@ -332,6 +335,26 @@ func (g *gate) failure(p *Profile, now time.Time) remembered {
 	}
 	if g.pause.binds(now) {
 		return g.pause
+	}
+	return remembered{}
+}
+
+// refuse remembers that a request was refused, for all jobs that would make it. It
+// is forgotten with a reset.
+func (g *gate) refuse(f Failure, resets int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if resets == g.resets {
+		g.reject(remembered{Failure: f, since: time.Now()})
+	}
+}
+
+// refused is the refusal of such a request, if it stands.
+func (g *gate) refused(request string, now time.Time) remembered {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if r := g.rejections[request]; r.binds(now, request) {
+		return r
 	}
 	return remembered{}
 }

@@ -18,6 +18,12 @@ func (a *attempt) obtained(ctx context.Context, g *Grant) error {
 		a.failed(ctx, a.unusable)
 		return nil
 	}
+	if a.unusable == nil {
+		another, err := a.isAnothers(ctx, result.Token)
+		if another || err != nil && a.e.isJob() {
+			return a.repeated(ctx, g, result, err)
+		}
+	}
 	if a.alone() {
 		a.pass.succeed(ctx)
 		a.account(result.Token)
@@ -131,7 +137,18 @@ func (a *attempt) settled(ctx context.Context, g *Grant, r Result, k kept, err e
 	f, e := a.f, a.e
 	f.source = FromEndpoint
 	log := e.b.log.With("profile", f.profile.Name, "token_id", r.Token.Access.ID())
+	job := e.isJob() && a.unusable == nil
 	switch {
+	case err != nil && job:
+		// Another replica may obtain one: what is handed out must be what all know.
+		log.Warn("dedicated token obtained but not saved", "error", err)
+		if r.onlyOurs() {
+			a.saveLater(g, r)
+		} else {
+			r.Token.Generation, r.Token.Remaining = a.lease.Fence, r.Token.Lifetime-time.Since(a.sent)
+			e.b.store.Restore(e.family, e.slot, r.Token)
+		}
+		f.err = storeUnavailable(f.profile.Profile, "requesting a token for", err)
 	case err != nil:
 		// The token is good: it is served here under the generation that the
 		// lease reserved. What comes next depends on whether the grant repeats.
@@ -152,12 +169,21 @@ func (a *attempt) settled(ctx context.Context, g *Grant, r Result, k kept, err e
 		log.Warn("token obtained, but a revocation has overtaken it")
 		a.giveBack(ctx)
 		a.discard(ctx, g)
+		if e.isJob() && e.hasEnded(ctx) {
+			f.ended(e)
+			return nil
+		}
 		e.remember(f, e.backOff(Failure{Kind: Transient, Jitter: between(0.8, 1.2), Text: "what the endpoint returned was revoked"}))
 		f.err = revokedMeanwhile(f.profile.Profile)
 	case k.verdict == Superseded:
 		// Another consent was given, or a later refresh was saved: what this
 		// one brought may be another person's.
 		a.giveBack(ctx)
+		if job && e.hasEnded(ctx) { // or the record may have it: see saveLater
+			a.discard(ctx, &Grant{AccessToken: g.AccessToken})
+		}
+		return errAgain
+	case job: // what the later lease brings is the job's token
 		return errAgain
 	default:
 		// A later lease was granted, whose outcome counts. Those who wait for
@@ -197,8 +223,12 @@ func (a *attempt) saveLater(g *Grant, r Result) {
 			}
 		default:
 			log.Warn("grant not saved: another one has taken its place, or it was revoked")
-			a.e.dropNow(r.Token.Access.ID())
-			a.e.announce()
+			// A job's was not handed out here; the record may have it all the same,
+			// when the save had happened and a later refresh came in between.
+			if !a.e.isJob() || k.verdict == WasDropped {
+				a.e.dropNow(r.Token.Access.ID())
+				a.e.announce()
+			}
 			if k.verdict == WasDropped {
 				a.discard(context.Background(), g)
 			}

@@ -112,6 +112,13 @@ func (a *attempt) request(ctx context.Context) error {
 		}
 		call = context.WithoutCancel(ctx)
 	}
+	if a.f.demand.Lifetime > 0 {
+		full, done := a.f.profile.life.probing(ctx)
+		defer done()
+		if a.hopeless(ctx, full) {
+			return nil
+		}
+	}
 	grant, issueErr := a.issue(call, Request{Scopes: a.e.scopes})
 	switch {
 	case issueErr == nil:
@@ -153,10 +160,17 @@ func (a *attempt) failed(ctx context.Context, issueErr *IssueError) {
 		failure.Kind, failure.Credential = Dead, a.spentID()
 	}
 	if issueErr.Kind == RequestRejected {
-		failure.Credential = f.profile.request(e.slot)
+		failure.Credential = e.request(f.profile)
 	}
 	failure.Outcome = issueErr.Outcome
-	decided, err := a.tell(ctx, failure)
+	tell := failure
+	if failure.Kind == Rejection && IsJobFamily(e.family) {
+		// It is about the profile, and known there. The job's record is its own, and
+		// nobody resets it.
+		tell = Failure{Kind: NoFailure, Outcome: failure.Outcome}
+		f.profile.gate.refuse(failure, a.resets())
+	}
+	decided, err := a.tell(ctx, tell)
 	// What nobody could be told is obeyed here all the same, and so is a refusal
 	// that the lease did not live to tell; remember knows of resets.
 	if a.alone() || err != nil || decided.Kind == NoFailure && failure.Kind == Rejection {
@@ -172,6 +186,14 @@ func (a *attempt) failed(ctx context.Context, issueErr *IssueError) {
 		f.err = failureError(f.profile.Profile, decided, decided.Rest)
 	}
 	a.report("token request", issueErr, "attempts", decided.Attempts, "next_attempt", restText(decided.Rest))
+}
+
+// resets of the client when the attempt began.
+func (a *attempt) resets() int {
+	if a.pass == nil {
+		return -1
+	}
+	return a.pass.resets
 }
 
 // report tells operators how what was tried has failed.

@@ -82,6 +82,13 @@ func (s *brittle) Redeem(ctx context.Context, id, owner string) (broker.Redempti
 	return s.Store.Redeem(ctx, id, owner)
 }
 
+func (s *brittle) Own(ctx context.Context, id, owner string, life time.Duration) (string, error) {
+	if err := s.failing(); err != nil {
+		return "", err
+	}
+	return s.Store.Own(ctx, id, owner, life)
+}
+
 func (s *brittle) Drop(ctx context.Context, d broker.Drop) (broker.Dropped, error) {
 	if err := s.failing(); err != nil {
 		return broker.Dropped{}, err

@@ -79,6 +79,9 @@ type Profile struct {
 	// RejectedRetry is how long refused client credentials rest before they
 	// are tried once more unchanged; zero means 30 minutes.
 	RejectedRetry time.Duration
+	// MaxDedicated is how many dedicated tokens of the profile live on a replica at
+	// a time; zero means 10,000. With refresh tokens it is 1,000 at the most.
+	MaxDedicated int
 	// Endpoint is the token endpoint's URL, for messages to people.
 	Endpoint string
 }

@@ -87,6 +87,12 @@ func (s *chaos) Save(ctx context.Context, l broker.Lease, r broker.Result) (brok
 func (s *chaos) Fail(ctx context.Context, l broker.Lease, f broker.Failure) (broker.Failure, error) {
 	return around(ctx, s, func() (broker.Failure, error) { return s.Store.Fail(ctx, l, f) })
 }
+func (s *chaos) Own(ctx context.Context, id, owner string, life time.Duration) (string, error) {
+	return around(ctx, s, func() (string, error) { return s.Store.Own(ctx, id, owner, life) })
+}
+func (s *chaos) Drop(ctx context.Context, d broker.Drop) (broker.Dropped, error) {
+	return around(ctx, s, func() (broker.Dropped, error) { return s.Store.Drop(ctx, d) })
+}
 func (s *chaos) Look(ctx context.Context, family, slot string) (broker.Record, error) {
 	return around(ctx, s, func() (broker.Record, error) { return s.Store.Look(ctx, family, slot) })
 }
@@ -198,5 +204,89 @@ func TestConsentSurvivesAStoreThatFailsAtRandom(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// A job has one token wherever it asks, and after its end none, whatever becomes of
+// the replies of the store, and of the replicas.
+func TestJobsSurviveAStoreThatFailsAtRandom(t *testing.T) {
+	for name, consented := range map[string]bool{"client credentials": false, "a person's consent": true} {
+		for seed := range uint64(15) {
+			t.Run(fmt.Sprint(name, " ", seed), func(t *testing.T) {
+				in(t, func(t *testing.T) {
+					f := start(t, 0)
+					e := &endpoint{takes: 300 * time.Millisecond, lives: 1000 * time.Hour}
+					p := profile(e)
+					if consented {
+						s := newIDP()
+						s.takes, s.lives = e.takes, e.lives
+						p = s.consented()
+						s.signIn(t, f.store, p)
+					}
+					var ways []*chaos
+					for i := range 3 {
+						c := &chaos{Store: f.store, r: mrand.New(mrand.NewPCG(seed, uint64(i))), p: 0.2}
+						b := broker.New(c, broker.Options{})
+						b.Configure([]*broker.Profile{p})
+						f.replicas, ways = append(f.replicas, b), append(ways, c)
+					}
+					r := mrand.New(mrand.NewPCG(seed, 99))
+					var got served
+					var mu sync.Mutex
+					ended, reasons := map[string]bool{}, map[string]int{}
+					var wg sync.WaitGroup
+					for range 600 {
+						i, job := r.IntN(3), fmt.Sprint(r.IntN(30))
+						if r.IntN(50) == 0 {
+							old := f.replicas[i]
+							f.replicas[i] = broker.New(ways[i], broker.Options{})
+							f.replicas[i].Configure([]*broker.Profile{p})
+							wg.Go(old.Close)
+						}
+						b, ends := f.replicas[i], r.IntN(25) == 0
+						wg.Go(func() {
+							if ends {
+								if _, err := b.Revoke(t.Context(), ofJob(job), ""); err == nil {
+									synctest.Wait() // others have heard
+									mu.Lock()
+									defer mu.Unlock()
+									ended[job] = true
+								}
+								return
+							}
+							mu.Lock()
+							over := ended[job]
+							mu.Unlock()
+							token, _, err := b.Issue(t.Context(), ofJob(job), broker.Demand{})
+							var be *broker.Error
+							mu.Lock()
+							defer mu.Unlock()
+							switch errors.As(err, &be); {
+							case err == nil && over:
+								t.Errorf("job %s got a token after its end", job)
+							case err == nil:
+								got.got(job, token.ID)
+								reasons["ok"]++
+							default:
+								reasons[string(be.Reason)]++
+							}
+						})
+						time.Sleep(time.Duration(r.IntN(800)) * time.Millisecond)
+					}
+					wg.Wait()
+					for job, tokens := range got.tokens {
+						if len(tokens) != 1 {
+							t.Errorf("job %s got %d tokens", job, len(tokens))
+						}
+					}
+					if reasons["ok"] == 0 || len(ended) == 0 {
+						t.Errorf("nothing was shown: %v, %d ended", reasons, len(ended))
+					}
+					if testing.Verbose() {
+						t.Log(reasons, len(ended), "ended")
+					}
+				})
+			})
+		}
 	}
 }

@@ -20,9 +20,17 @@ type Revocation struct {
 const rememberDropped = 10 * time.Minute
 
 // Revoke drops a token of the profile for good, the current one if id is empty,
-// and asks the authorization server to revoke it. The error is an *Error or
+// and asks the authorization server to revoke it. A job ends with it: no other one
+// is obtained for it until that would have ended by itself. The error is an *Error or
 // ctx's; what the server says is not an error.
 func (b *Broker) Revoke(ctx context.Context, ask Ask, id string) (Revocation, error) {
+	if ask.Job != "" {
+		p, err := b.profile(ask.Profile)
+		if err != nil {
+			return Revocation{}, err
+		}
+		return b.endJob(ctx, p, ask, id)
+	}
 	p, e, err := b.find(ask)
 	if err != nil {
 		return Revocation{}, err

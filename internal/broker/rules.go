@@ -40,7 +40,41 @@ func (d Demand) Meets(id string, g Generation, lifetime, remaining time.Duration
 // TooLong reports whether the demanded life is so close to a new token's full
 // life that meeting it would take a token request per call.
 func (d Demand) TooLong(lifetime time.Duration) bool {
-	return d.Lifetime > lifetime-max(10*time.Second, lifetime/100)
+	return d.Lifetime > longestLeft(lifetime)
+}
+
+// longestLeft is what may be demanded of tokens that live so long.
+func longestLeft(lifetime time.Duration) time.Duration {
+	return lifetime - max(10*time.Second, lifetime/100)
+}
+
+// rounded is the demand with a life rounded up, by less than a sixtieth where that
+// is a second or more: those of thousands of callers, who all count down to some
+// end of their own, are a few dozen.
+func (d Demand) rounded() Demand {
+	step := floorStep(d.Lifetime)
+	if short := d.Lifetime % step; short > 0 {
+		d.Lifetime += step - short
+	}
+	return d
+}
+
+// floorStep is what a demanded life is rounded up to.
+func floorStep(life time.Duration) time.Duration {
+	step := time.Second
+	for _, s := range []time.Duration{10 * time.Second, time.Minute, 10 * time.Minute, time.Hour} {
+		if s <= life/60 {
+			step = s
+		}
+	}
+	return step
+}
+
+// LongestFloor is the longest life that can be demanded of a profile whose tokens
+// live so long.
+func LongestFloor(lifetime time.Duration) time.Duration {
+	left := max(longestLeft(lifetime), 0)
+	return left.Truncate(floorStep(left))
 }
 
 // Backoff is the rest after so many failed attempts in a row: 5 s doubling to

@@ -42,6 +42,12 @@ type Status struct {
 	LastError *LastError
 	// Served counts answers by Source since the process started.
 	Served [Uncoordinated + 1]uint64
+	// Named and Dedicated count those of them that were for a named job: the token
+	// that all share, or one of its own.
+	Named, Dedicated uint64
+	// DedicatedTokens are the jobs that have, or wait for, a token of their own on
+	// this replica.
+	DedicatedTokens int
 }
 
 // LastError is the failure that stands in a profile's way.
@@ -97,6 +103,7 @@ func (p *profile) status(r Record, known bool, start time.Time) *Status {
 	for i := range p.served {
 		s.Served[i] = p.served[i].Load()
 	}
+	s.Named, s.Dedicated, s.DedicatedTokens = p.named.Load(), p.dedicated.Load(), int(p.jobs.count.Load())
 	if r.Token != nil && r.Token.Remaining > 0 {
 		t := newToken(*r.Token, start, p.maxTokenAge())
 		if known := p.own.token.Load(); known != nil && known.generation == t.generation {

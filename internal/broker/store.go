@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -73,6 +74,10 @@ type Store interface {
 	// nobody else. A ticket that the store has lost is one that it does not know.
 	Redeem(ctx context.Context, id, owner string) (Redemption, error)
 
+	// Own gives an access token, by its id, to the first owner who asks for it,
+	// until its life is over, and returns whose it is.
+	Own(ctx context.Context, id, owner string, life time.Duration) (string, error)
+
 	// Look returns the record, without taking part.
 	Look(ctx context.Context, family, slot string) (Record, error)
 
@@ -114,7 +119,8 @@ type Demand struct {
 // Claim asks for a family's token, or for the right to obtain one.
 type Claim struct {
 	Family string
-	// Slot is the token's place in the family; empty where there is but one.
+	// Slot is the token's place in the family; empty where there is but one. One
+	// that is a job's begins with the job's name and a slash.
 	Slot string
 	// Owner is random, one per flight, and the same in every repetition.
 	Owner string
@@ -131,6 +137,8 @@ type Claim struct {
 	// Asked tells that a claim before this one was answered Unknown, and that
 	// its Wait is over.
 	Asked bool
+	// Peek takes no lease: what would be Granted is Free.
+	Peek bool
 }
 
 // seize is a claim that no token answers: it is for the lease.
@@ -183,6 +191,10 @@ const (
 	Unknown
 	// Unauthorized: there is no consent. A person must sign in.
 	Unauthorized
+	// Ended: the slot's job has ended. There is no token for it any more.
+	Ended
+	// Free: the lease is to be had, by a claim that does not peek.
+	Free
 )
 
 // Acquisition is the answer to a claim.
@@ -344,8 +356,15 @@ type Drop struct {
 	// Operation is random, one per drop, and the same in every repetition.
 	Operation string
 	// Token is the id of the access token to drop. Empty drops the grant: all
-	// access tokens, the refresh token, and whatever is under way.
+	// access tokens, the refresh token, and whatever is under way; but with a
+	// Job only that.
 	Token string
+	// Job, if not empty, is the job that ends, by what its slots begin with, or
+	// one of its slots, in full: its tokens are dropped, and what is under way
+	// for it, and claims are answered Ended until the tokens would have ended by
+	// themselves, and Remember is over. With a Token it ends only if that is in
+	// service there; if not, nothing happens.
+	Job string
 	// Remember is how long the ids stay known as dropped: until the tokens
 	// have ended by themselves.
 	Remember time.Duration
@@ -457,6 +476,8 @@ type Record struct {
 	// server, and since when.
 	ToRevoke      bool
 	ToRevokeSince time.Duration
+	// Ended tells that the slot's job has ended.
+	Ended bool
 }
 
 // Change says that a family is no longer as it was.
@@ -467,4 +488,23 @@ type Change struct {
 	Reset bool
 	// Dropped are the ids of tokens that must not be served any more.
 	Dropped []string
+	// Slots that are no longer as they were; nil where that is not known.
+	Slots []string
 }
+
+// JobOf is the job that a slot is of, by what the slot begins with; empty if it is
+// of none.
+func JobOf(slot string) string {
+	job, _, ok := strings.Cut(slot, "/")
+	if !ok {
+		return ""
+	}
+	return job
+}
+
+// jobFamilyPrefix begins the names of families that hold nothing but the tokens of
+// one job. A store forgets them soon after the tokens have ended.
+const jobFamilyPrefix = "job."
+
+// IsJobFamily reports whether a family holds nothing but the tokens of one job.
+func IsJobFamily(family string) bool { return strings.HasPrefix(family, jobFamilyPrefix) }

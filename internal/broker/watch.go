@@ -96,7 +96,7 @@ func (w *Watch) see(v *View, d Demand) (*Token, Source, error) {
 			return nil, 0, errReplaced
 		}
 		if w.flight == nil {
-			came, f, err := e.join(w.p, d)
+			came, f, err := e.join(w.p, d.rounded())
 			if came != nil || err != nil {
 				return cmp.Or(came, t), FromMemory, w.fail(v, err)
 			}
@@ -110,7 +110,7 @@ func (w *Watch) see(v *View, d Demand) (*Token, Source, error) {
 			return t, FromMemory, nil
 		}
 		w.flight = nil
-		came, source, err, settled := e.settle(f, w.p, d)
+		came, source, err, settled := e.settle(f, w.p, d.rounded())
 		switch {
 		case !settled || came != nil && e.isDropped(came.ID): // the next flight's
 		case err != nil:
@@ -201,6 +201,7 @@ func (w *Watch) HandedOn(v View) {
 	w.last = v.Token
 	w.e.touch(now)
 	w.p.count(v.Source, now)
+	w.p.countJob(w.ask)
 }
 
 // Lives reports whether the token that was handed on last has not ended.

@@ -131,6 +131,7 @@ var used = map[string]probe{
 	"profiles.default_lifetime":                        {profile, "name: p", "name: p, default_lifetime: 5m"},
 	"profiles.max_token_age":                           {profile, "name: p", "name: p, max_token_age: 5m"},
 	"profiles.coordinated":                             {profile, "name: p", "name: p, coordinated: true"},
+	"profiles.max_dedicated_tokens":                    {profile, "name: p", "name: p, max_dedicated_tokens: 500"},
 	"profiles.rejected_retry":                          {profile, "name: p", "name: p, rejected_retry: 5m"},
 	"profiles.vantage.region":                          {profile, "region: eu", "region: us"},
 	"profiles.vantage.base_url":                        {profile, "region: eu", "base_url: https://vantage.example.com"},
@@ -373,7 +374,7 @@ func describe(c *config.Config) string {
 		}
 	}
 	for _, p := range c.Profiles {
-		fmt.Fprintln(&s, p.Name, p.Provider, p.GrantType, p.Scopes, p.Identity, p.Credential, p.DefaultLifetime, p.MaxTokenAge, p.RejectedRetry, p.Coordinated, p.Endpoint,
+		fmt.Fprintln(&s, p.Name, p.Provider, p.GrantType, p.Scopes, p.Identity, p.Credential, p.DefaultLifetime, p.MaxTokenAge, p.RejectedRetry, p.Coordinated, p.MaxDedicated, p.Endpoint,
 			p.RefreshTokens, p.Reusable, p.Grace, p.ConsentLifetime, p.ConsoleURL, p.SecretFile)
 		if p.Rotation != nil {
 			fmt.Fprintln(&s, p.Rotation.Before, p.Rotation.Lifetime, p.Rotation.AdminProfile)

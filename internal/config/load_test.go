@@ -150,7 +150,7 @@ log: {level: loud}
 		"27:17: profiles[2].vantage.password.password: is missing: add it",
 		"27:17: profiles[2].vantage.password.username: is missing: add it",
 		"28:7: profiles[2].vantage.client_credentials: cannot be set beside password (line 27): remove one of the two",
-		"29:5: profiles[3]: must have keys and values; it can have name, scopes, vantage, secureauth, oauth2, default_lifetime, max_token_age, timeout, rejected_retry, allow_password_grant, rotation, secret_rotation, coordinated",
+		"29:5: profiles[3]: must have keys and values; it can have name, scopes, vantage, secureauth, oauth2, default_lifetime, max_token_age, timeout, rejected_retry, allow_password_grant, rotation, secret_rotation, coordinated, max_dedicated_tokens",
 		"31:15: policy[0].callers[0]: no caller has such a name: begin with spiffe://, dns:, k8s://, unix:uid: or unix:gid:, or write anonymous",
 		"32:16: policy[0].profiles[0]: no profile has this name: correct it, or remove it; did you mean first?",
 		"32:23: policy[0].profiles[1]: no profile has a name like this: correct it, or remove it",

@@ -105,13 +105,14 @@ func (l *load) maker(at string, message *configv1.Profile, p provider, admin Adm
 	}
 	coordinated, file := message.GetCoordinated(), l.secretPath(p)
 	console := consoleURL(admin, p.GetAuthorizationCode().GetRedirectUrl(), message.GetName())
-	rotation := secretRotation(message.GetSecretRotation())
+	rotation, dedicated := secretRotation(message.GetSecretRotation()), int(message.GetMaxDedicatedTokens())
 	whole := func(secrets []broker.Secret) (*broker.Profile, error) {
 		profile, err := bare(secrets)
 		if err != nil {
 			return nil, err
 		}
 		profile.Coordinated, profile.SecretFile, profile.ConsoleURL, profile.Rotation = coordinated, file, console, rotation
+		profile.MaxDedicated = dedicated
 		return profile, nil
 	}
 	if rotation != nil {

@@ -79,6 +79,10 @@ type profiles struct{ broker *broker.Broker }
 var (
 	served = prometheus.NewDesc("tokens_served_total",
 		"Tokens handed out by this replica, by where they came from.", []string{"profile", "source"}, nil)
+	servedJobs = prometheus.NewDesc("job_tokens_served_total",
+		"Tokens handed out by this replica to callers that named a job, by whether the token was the one that all share (named) or the job's own (dedicated).", []string{"profile", "job"}, nil)
+	dedicatedTokens = prometheus.NewDesc("dedicated_tokens",
+		"Jobs that have, or wait for, a token of their own on this replica.", []string{"profile"}, nil)
 	expireTime = prometheus.NewDesc("token_expire_time_seconds",
 		"When the current token of the profile ends, in Unix time. Absent if there is none.", []string{"profile"}, nil)
 	profileState = prometheus.NewDesc("profile_state",
@@ -97,7 +101,7 @@ var states = map[broker.State]string{
 }
 
 func (p profiles) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{served, expireTime, consentEnd, profileState, failedAttempts, unsavedGrants} {
+	for _, d := range []*prometheus.Desc{served, servedJobs, dedicatedTokens, expireTime, consentEnd, profileState, failedAttempts, unsavedGrants} {
 		ch <- d
 	}
 }
@@ -115,6 +119,10 @@ func (p profiles) Collect(ch chan<- prometheus.Metric) {
 		for _, source := range broker.Sources() {
 			ch <- prometheus.MustNewConstMetric(served, prometheus.CounterValue, float64(s.Served[source]), name, source.String())
 		}
+		for job, n := range map[string]uint64{"named": s.Named, "dedicated": s.Dedicated} {
+			ch <- prometheus.MustNewConstMetric(servedJobs, prometheus.CounterValue, float64(n), name, job)
+		}
+		gauge(dedicatedTokens, float64(s.DedicatedTokens), name)
 		if s.TokenID != "" {
 			gauge(expireTime, float64(s.ExpireTime.Unix()), name)
 		}

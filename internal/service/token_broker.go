@@ -5,8 +5,6 @@ import (
 	"slices"
 	"time"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -126,8 +124,11 @@ type asking interface {
 // askOf is what a request asks for. Only a dedicated job has a token of its own.
 func askOf(r asking) broker.Ask {
 	ask := broker.Ask{Profile: r.GetProfile(), Scopes: r.GetScopes()}
-	if r.GetJob().GetDedicated() {
-		ask.Job = r.GetJob().GetId()
+	if j := r.GetJob(); j != nil {
+		ask.Named = j.GetId() != ""
+		if j.GetDedicated() {
+			ask.Job = j.GetId()
+		}
 	}
 	return ask
 }
@@ -140,9 +141,6 @@ func (s *tokenBroker) issue(ctx context.Context, r tokenRequest, rejected string
 	}
 	o := &callFrom(ctx).outcome
 	o.job = r.GetJob().GetId()
-	if err := shared(r.GetJob()); err != nil {
-		return nil, 0, err
-	}
 	o.tokenID = rejected
 	demand := broker.Demand{Lifetime: r.GetMinLifetime().AsDuration(), Not: rejected}
 	token, source, err := s.broker.Issue(ctx, askOf(r), demand)
@@ -163,9 +161,6 @@ func (s *tokenBroker) RevokeToken(ctx context.Context, r *pb.RevokeTokenRequest)
 		return nil, err
 	}
 	callFrom(ctx).outcome.job, callFrom(ctx).outcome.tokenID = r.GetJob().GetId(), r.GetTokenId()
-	if err := shared(r.GetJob()); err != nil {
-		return nil, err
-	}
 	revoked, err := s.broker.Revoke(ctx, askOf(r), r.GetTokenId())
 	if err != nil {
 		return nil, fromBroker(err, c, r.GetProfile(), access.Revoke)
@@ -221,15 +216,6 @@ var proofs = map[access.Proof]pb.IdentityProof{
 	access.UnixPeer:       pb.IdentityProof_IDENTITY_PROOF_UNIX_PEER,
 	access.Forwarded:      pb.IdentityProof_IDENTITY_PROOF_FORWARDED,
 	access.ServiceAccount: pb.IdentityProof_IDENTITY_PROOF_SERVICE_ACCOUNT,
-}
-
-// shared refuses what this version does not have, rather than hand a token that
-// others hold to a job that asked for one of its own.
-func shared(j *pb.Job) error {
-	if j.GetDedicated() {
-		return status.Error(codes.Unimplemented, "this version does not have dedicated tokens yet; ask without job.dedicated for the token that everybody shares")
-	}
-	return nil
 }
 
 // tokenMessage is a pb.Token with its timestamps beside it.

@@ -248,17 +248,6 @@ func TestEndpointFailures(t *testing.T) {
 	}
 }
 
-func TestDedicatedTokensAreNotThereYet(t *testing.T) {
-	r := newRig(t, rigOptions{})
-	_, err := r.tokens().IssueToken(t.Context(), &pb.IssueTokenRequest{Profile: "invoices", Job: &pb.Job{Id: "nightly", Dedicated: true}})
-	if status.Code(err) != codes.Unimplemented {
-		t.Errorf("got %v", err)
-	}
-	if _, err := r.tokens().IssueToken(t.Context(), &pb.IssueTokenRequest{Profile: "invoices", Job: &pb.Job{Id: "nightly"}}); err != nil {
-		t.Errorf("a job that shares: %v", err)
-	}
-}
-
 func TestOneProfilesTroubleIsNotAnothers(t *testing.T) {
 	r := newRig(t, rigOptions{change: func(c *vantage.Config) { c.Timeout = time.Minute }})
 	client := r.tokens()

@@ -27,9 +27,6 @@ func (s *tokenBroker) WatchToken(r *pb.WatchTokenRequest, stream grpc.ServerStre
 	}
 	requestID(ctx) // one for all that the audit log says of the stream
 	callFrom(ctx).outcome.job = r.GetJob().GetId()
-	if err := shared(r.GetJob()); err != nil {
-		return err
-	}
 	w := &watcher{
 		s: s.Service, stream: stream, right: right, call: callFrom(ctx), profile: r.GetProfile(),
 		watch: s.broker.Watch(askOf(r)), demand: broker.Demand{Lifetime: r.GetMinLifetime().AsDuration()},

@@ -24,6 +24,10 @@ type Memory struct {
 	mu       sync.Mutex
 	families map[string]*memRecord
 	tickets  map[string]*memTicket
+	owners   map[string]memOwner
+	// tidyAt is how many tokens with an owner there may be before those that are
+	// over are looked for.
+	tidyAt int
 	// sweepAt is how many families there may be before those that hold
 	// nothing any more are looked for.
 	sweepAt int
@@ -40,6 +44,8 @@ func NewMemory() *Memory {
 	return &Memory{
 		families:    make(map[string]*memRecord),
 		tickets:     make(map[string]*memTicket),
+		owners:      make(map[string]memOwner),
+		tidyAt:      memLeastSweep,
 		sweepAt:     memLeastSweep,
 		subscribers: make(map[int]func(broker.Change)),
 	}

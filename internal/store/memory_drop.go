@@ -7,7 +7,7 @@ import (
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 )
 
-// drop takes a token or the grant out of service. What it leaves are
+// drop takes a token, a job or the grant out of service. What it leaves are
 // tombstones, and what the server has yet to revoke.
 func (r *memRecord) drop(d broker.Drop, now time.Time) (broker.Dropped, *broker.Change) {
 	r.prune(now)
@@ -15,16 +15,14 @@ func (r *memRecord) drop(d broker.Drop, now time.Time) (broker.Dropped, *broker.
 		until := now.Add(d.Remember)
 		r.operations[d.Operation] = until
 		r.generation = r.next(now, d.Floor)
-		if d.Token != "" {
+		switch {
+		case d.Job != "":
+			r.endJob(d, until, now)
+		case d.Token != "":
 			r.bury(d.Token, until)
-		}
-		for slot, t := range r.tokens {
-			if d.Token == "" || t.is(d.Token) {
-				delete(r.tokens, slot)
-				r.retire(t.Access, memToRevoke{since: now, until: until})
-			}
-		}
-		if d.Token == "" {
+			r.retireThose(func(_ string, t *memToken) bool { return t.is(d.Token) }, until, now)
+		default:
+			r.retireThose(func(string, *memToken) bool { return true }, until, now)
 			r.end(until, now)
 		}
 	}
@@ -32,7 +30,7 @@ func (r *memRecord) drop(d broker.Drop, now time.Time) (broker.Dropped, *broker.
 	changed := &broker.Change{Generation: r.generation}
 	for id, w := range r.toRevoke {
 		switch {
-		case d.Token != "" && d.Token != id:
+		case d.Token != "" && d.Token != id, d.Token == "" && d.Job != "" && !isOf(w.slot, d.Job):
 		case w.refresh:
 			dropped.Refresh = w.secret
 		default:
@@ -40,10 +38,44 @@ func (r *memRecord) drop(d broker.Drop, now time.Time) (broker.Dropped, *broker.
 			changed.Dropped = append(changed.Dropped, id)
 		}
 	}
-	if d.Token != "" {
+	switch {
+	case d.Job != "":
+		changed.Slots = []string{} // whoever has a token hears of that
+	case d.Token != "":
 		changed.Dropped = []string{d.Token}
 	}
 	return dropped, changed
+}
+
+// retireThose takes tokens out of service.
+func (r *memRecord) retireThose(those func(slot string, t *memToken) bool, until, now time.Time) {
+	for slot, t := range r.tokens {
+		if those(slot, t) {
+			delete(r.tokens, slot)
+			r.retire(t.Access, memToRevoke{slot: slot, since: now, until: until})
+		}
+	}
+}
+
+// endJob ends a job, or one token of it, unless it is another token than the one
+// that is meant.
+func (r *memRecord) endJob(d broker.Drop, until, now time.Time) {
+	current := d.Token == ""
+	for slot, t := range r.tokens {
+		if isOf(slot, d.Job) {
+			current = current || t.is(d.Token)
+			if last := t.ends.Add(memLate); last.After(until) {
+				until = last
+			}
+		}
+	}
+	if !current {
+		return
+	}
+	r.retireThose(func(slot string, _ *memToken) bool { return isOf(slot, d.Job) }, until, now)
+	if r.ended[d.Job].Before(until) {
+		r.ended[d.Job] = until
+	}
 }
 
 // end takes the refresh token and all that is under way out of service.
@@ -76,6 +108,10 @@ func (r *memRecord) buried(id string, now time.Time) bool { return r.tombstones[
 func (r *memRecord) prune(now time.Time) {
 	over := func(_ string, until time.Time) bool { return !until.After(now) }
 	maps.DeleteFunc(r.tombstones, over)
+	maps.DeleteFunc(r.ended, over)
+	maps.DeleteFunc(r.tokens, func(slot string, t *memToken) bool {
+		return slot != "" && t.ends.Add(memLate).Before(now)
+	})
 	maps.DeleteFunc(r.operations, over)
 	maps.DeleteFunc(r.toRevoke, func(_ string, w memToRevoke) bool { return !w.until.After(now) })
 }

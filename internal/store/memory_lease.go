@@ -10,6 +10,10 @@ import (
 func (r *memRecord) acquire(c broker.Claim, now time.Time) broker.Acquisition {
 	t := r.tokens[c.Slot]
 	a := broker.Acquisition{Token: t.seen(now)}
+	if r.hasEnded(c.Slot, now) {
+		a.Verdict = broker.Ended
+		return a
+	}
 	if t != nil && c.Demand.Meets(t.id, t.Generation, t.Lifetime, t.remaining(now)) {
 		if r.lease.owner == c.Owner {
 			r.lease = memLease{}
@@ -43,6 +47,8 @@ func (r *memRecord) acquire(c broker.Claim, now time.Time) broker.Acquisition {
 		if a.Consent = r.consent.seen(now); a.Consent != nil {
 			a.Consent.RefreshToken, a.Consent.Account = broker.Secret{}, broker.Account{}
 		}
+	case c.Peek:
+		a.Verdict = broker.Free
 	default:
 		r.fence = r.next(now, c.Floor)
 		r.lease = memLease{owner: c.Owner, fence: r.fence, until: now.Add(c.Length)}

@@ -29,6 +29,8 @@ type memRecord struct {
 	// drops that have happened, each with the instant at which it may be
 	// forgotten.
 	tombstones, operations map[string]time.Time
+	// ended are the jobs, and the slots of jobs, that have ended, with the same.
+	ended map[string]time.Time
 	// toRevoke by id.
 	toRevoke map[string]memToRevoke
 }
@@ -61,6 +63,7 @@ type memFailure struct {
 
 type memToRevoke struct {
 	secret       broker.Secret
+	slot         string
 	refresh      bool
 	since, until time.Time
 }
@@ -70,6 +73,7 @@ func newMemRecord() *memRecord {
 		tokens:     make(map[string]*memToken),
 		tombstones: make(map[string]time.Time),
 		operations: make(map[string]time.Time),
+		ended:      make(map[string]time.Time),
 		toRevoke:   make(map[string]memToRevoke),
 	}
 }
@@ -89,12 +93,12 @@ func (r *memRecord) empty(now time.Time) bool {
 	}
 	f := r.failure.seen(now)
 	return !r.lease.live(now) && (f == nil || f.Rest <= 0) && r.consent == nil &&
-		len(r.tombstones)+len(r.operations)+len(r.toRevoke) == 0
+		len(r.tombstones)+len(r.operations)+len(r.ended)+len(r.toRevoke) == 0
 }
 
 // look is the record as of now.
 func (r *memRecord) look(slot string, now time.Time) broker.Record {
-	seen := broker.Record{Token: r.tokens[slot].seen(now), Failure: r.failure.seen(now), Consent: r.consent.seen(now)}
+	seen := broker.Record{Token: r.tokens[slot].seen(now), Failure: r.failure.seen(now), Consent: r.consent.seen(now), Ended: r.hasEnded(slot, now)}
 	for _, w := range r.toRevoke {
 		if w.until.After(now) {
 			seen.ToRevoke = true
@@ -102,6 +106,12 @@ func (r *memRecord) look(slot string, now time.Time) broker.Record {
 		}
 	}
 	return seen
+}
+
+// hasEnded reports whether the slot's job has ended, or that one token of it.
+func (r *memRecord) hasEnded(slot string, now time.Time) bool {
+	job := broker.JobOf(slot)
+	return job != "" && (r.ended[job].After(now) || r.ended[slot].After(now))
 }
 
 func (l memLease) live(now time.Time) bool { return l.owner != "" && l.until.After(now) }

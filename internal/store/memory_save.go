@@ -12,7 +12,7 @@ func (r *memRecord) save(l broker.Lease, s broker.Result, now time.Time) (broker
 		return broker.StoredToken{}, verdict, nil
 	}
 	id := s.Token.Access.ID()
-	there := r.tokens[s.Slot].is(id) || r.buried(id, now)
+	there := r.tokens[s.Slot].is(id) || r.gone(s.Slot, id, now)
 	awaited := r.lease.is(l) || r.consent.presentedBy(l)
 	var changed *broker.Change
 	if awaited || !there || r.brings(s) { // else it is saved already
@@ -49,7 +49,7 @@ func (r *memRecord) judge(l broker.Lease, s broker.Result, now time.Time) broker
 		}
 	case known && !r.lease.is(l): // saved before, and its access token dropped since
 		return broker.Superseded
-	case r.buried(id, now):
+	case r.gone(s.Slot, id, now):
 		return broker.WasDropped
 	case r.fence > l.Fence:
 		return broker.Stale
@@ -85,11 +85,19 @@ func (r *memRecord) take(l broker.Lease, s broker.Result, now time.Time) *broker
 		r.consent.proved(l.Fence, s.Rotates)
 	}
 	r.failure = nil
-	if !r.buried(s.Token.Access.ID(), now) {
+	if !r.gone(s.Slot, s.Token.Access.ID(), now) {
 		r.put(s.Slot, s.Token, g, now)
 	}
-	changed.Generation = r.generation
+	changed.Generation, changed.Slots = r.generation, []string{s.Slot}
+	if s.Supersede {
+		changed.Slots = nil
+	}
 	return changed
+}
+
+// gone reports whether a token cannot be the slot's any more.
+func (r *memRecord) gone(slot, id string, now time.Time) bool {
+	return r.buried(id, now) || r.hasEnded(slot, now)
 }
 
 // put makes s the slot's token, under the generation unless it is there
@@ -135,7 +143,7 @@ const memLate = 10 * time.Minute
 func (r *memRecord) restore(slot string, s broker.StoredToken, now time.Time) *broker.Change {
 	id, t := s.Access.ID(), r.tokens[slot]
 	old := s.Generation != 0 && s.Generation <= r.dropped
-	if old || s.Remaining <= 0 || r.buried(id, now) || t.is(id) || t != nil && t.remaining(now) > s.Remaining*9/10 {
+	if old || s.Remaining <= 0 || r.gone(slot, id, now) || t.is(id) || t != nil && t.remaining(now) > s.Remaining*9/10 {
 		return nil
 	}
 	r.put(slot, s, r.next(now, s.Generation), now)

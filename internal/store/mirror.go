@@ -145,7 +145,7 @@ func (m *mirror) learn(family string, r reply, came fields, news, own bool) *bro
 	if !news {
 		return nil
 	}
-	change := &broker.Change{Family: family, Dropped: f.dropped(before, came)}
+	change := &broker.Change{Family: family, Dropped: f.dropped(before, came), Slots: f.changedSlots(before)}
 	if r.generation > f.announced {
 		f.announced = r.generation
 		change.Generation = broker.Generation(r.generation)
@@ -179,12 +179,40 @@ func (f *mirrored) dropped(before, came fields) (ids []string) {
 	}
 	for _, name := range before.slots() { // that a drop of the grant has swept away
 		r, ok := parseRegister(before[name])
-		if ok && r.inService && r.generation <= f.content.number("d") {
+		_, kept := f.content[name]
+		if ok && r.inService && (r.generation <= f.content.number("d") || !kept && f.endedJob(slotOf(name))) {
 			tell(r.id)
 		}
 	}
 	slices.Sort(ids)
 	return ids
+}
+
+// endedJob reports whether the content says that the slot's job has ended.
+func (f *mirrored) endedJob(slot string) bool { return f.content.ended(slot, 0) }
+
+// changedSlots are those whose registers are not what they were.
+func (f *mirrored) changedSlots(before fields) []string {
+	changed := []string{} // known to be none
+	for _, name := range f.content.slots() {
+		if f.content[name] != before[name] {
+			changed = append(changed, slotOf(name))
+		}
+	}
+	for _, name := range before.slots() {
+		if _, kept := f.content[name]; !kept {
+			changed = append(changed, slotOf(name))
+		}
+	}
+	return changed
+}
+
+// ended reports whether no token is for the slot any more, whatever Redis says.
+func (m *mirror) ended(family, slot string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f := m.families[family]
+	return f != nil && f.content.ended(slot, m.now())
 }
 
 // buried reports whether the token with this id must not be served, whatever
@@ -259,6 +287,9 @@ func (m *mirror) forget(family, sealed string) {
 // nothing.
 const idleAfter = time.Hour
 
+// jobIdleAfter is the same for what is a job's: nobody comes back to it.
+const jobIdleAfter = time.Minute
+
 // sweepable lists the families to look after, those with a consent first: all,
 // or only those used within a time and those with a token that somebody's memory
 // may serve. It forgets those that hold nothing.
@@ -269,7 +300,7 @@ func (m *mirror) sweepable(within time.Duration) (names []string) {
 	consented := func(name string) bool { return m.families[name].content["r"] != "" }
 	for name, f := range m.families {
 		switch idle := now.Sub(f.used); {
-		case idle > idleAfter && f.empty(redisNow):
+		case (idle > idleAfter || idle > jobIdleAfter && broker.IsJobFamily(name)) && f.empty(redisNow):
 			delete(m.families, name)
 		case within == 0 || idle <= within || f.serves(redisNow):
 			names = append(names, name)
@@ -305,7 +336,7 @@ func (f *mirrored) empty(now int64) bool {
 	f.content.prune(now)
 	for name := range f.content {
 		switch {
-		case name == "r", strings.HasPrefix(name, "t:"):
+		case name == "r", strings.HasPrefix(name, "t:"), strings.HasPrefix(name, "j:"):
 			return false
 		case strings.HasPrefix(name, "s:"):
 			if r, ok := f.content.register(name); ok && !r.over(now) {

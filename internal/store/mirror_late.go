@@ -24,7 +24,12 @@ type lateToken struct {
 	ends time.Time
 }
 
-func (t lateToken) fallsUnder(d broker.Drop) bool { return d.Token == "" || t.Access.ID() == d.Token }
+func (t lateToken) fallsUnder(d broker.Drop) bool {
+	if d.Token != "" {
+		return t.Access.ID() == d.Token
+	}
+	return d.Job == "" || isOf(t.slot, d.Job)
+}
 
 // dropLate remembers a drop that Redis has not confirmed. The tokens are out of
 // service here at once.
@@ -37,6 +42,9 @@ func (m *mirror) dropLate(d broker.Drop) {
 	}
 	late := lateDrop{Drop: d, since: now, remember: make(map[string]time.Time)}
 	late.Floor = max(d.Floor, broker.Generation(f.highest))
+	if d.Job != "" {
+		f.endLate(d, m.now())
+	}
 	for _, id := range f.ids(d) {
 		late.remember[id] = now.Add(d.Remember)
 		f.content.bury(id, m.now()+d.Remember.Milliseconds())
@@ -47,8 +55,28 @@ func (m *mirror) dropLate(d broker.Drop) {
 	f.stamp = unsure
 }
 
-// ids that a drop is about, as far as they are known here.
+// endLate ends a job here, if the drop is about it.
+func (f *mirrored) endLate(d broker.Drop, now int64) {
+	ends, current := now+d.Remember.Milliseconds(), d.Token == ""
+	for _, name := range f.content.slots() {
+		if r, ok := f.content.register(name); ok && r.inService && isOf(slotOf(name), d.Job) {
+			ends, current = max(ends, r.ends()+pruneAfter), current || r.id == d.Token
+		}
+	}
+	if current {
+		f.content.raise("j:"+d.Job, ends)
+	}
+}
+
+// isOf reports whether a slot is of the job that ends, or the one that does.
+func isOf(slot, job string) bool { return job != "" && (slot == job || broker.JobOf(slot) == job) }
+
+// ids that a drop is about, as far as they are known here, and that must be
+// remembered one by one.
 func (f *mirrored) ids(d broker.Drop) (ids []string) {
+	if d.Job != "" {
+		return nil
+	}
 	if d.Token != "" {
 		return []string{d.Token}
 	}

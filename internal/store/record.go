@@ -23,6 +23,7 @@ import (
 //	r       generation, refresh token id, + or -, rotates, start, ends, origin, dead, proof
 //	rt      the sealed refresh token, while it is in service (+)
 //	t:ID    a tombstone: the token with this id is out of service; forget it when
+//	j:JOB   the job, or one slot of it, has ended: no token is for it; forget it when
 //	d       the last drop of the grant: what is not newer is out of service
 //	e       the failure: fence, kind, count, at, ends (0: never)
 //	ec ek et  its code, its subject (a credential or a refresh token), its text
@@ -54,8 +55,9 @@ const (
 
 func recordKey(family string) string { return keyPrefix + family + keySuffix }
 
-// mostTombstones of a record; those that are to be forgotten first go first.
-const mostTombstones = 64
+// mostTombstones of a record, and mostEnded jobs; those that are to be forgotten
+// first go first.
+const mostTombstones, mostEnded = 64, 4096
 
 // pruneAfter is how long what has ended is kept.
 const pruneAfter = 10 * 60 * 1000
@@ -164,6 +166,15 @@ func (f fields) buried(id string, now int64) bool { return f.number("t:"+id) > n
 
 func (f fields) bury(id string, until int64) { f.raise("t:"+id, until) }
 
+// ended reports whether the slot's job has ended, or that one token of it.
+func (f fields) ended(slot string, now int64) bool {
+	job := broker.JobOf(slot)
+	return job != "" && (f.number("j:"+job) > now || f.number("j:"+slot) > now)
+}
+
+// slotOf is the slot that a field of one is about.
+func slotOf(name string) string { return strings.TrimPrefix(name, "s:") }
+
 // failure of the content: its fence, and whether there is one that still stands.
 func (f fields) failure(now int64) (fence int64, subject string, ok bool) {
 	words := strings.Fields(f["e"])
@@ -190,7 +201,7 @@ func (f fields) join(other fields, now int64) {
 	}
 	f.raise("ff", f.number("d"))
 	for name := range other {
-		if strings.HasPrefix(name, "t:") {
+		if strings.HasPrefix(name, "t:") || strings.HasPrefix(name, "j:") {
 			f.raise(name, other.number(name))
 		}
 	}
@@ -208,7 +219,7 @@ func (f fields) settle(now int64) {
 	for _, name := range append(f.slots(), "r") {
 		r, ok := f.register(name)
 		switch {
-		case !ok:
+		case !ok, f.ended(slotOf(name), now):
 			f.remove(name)
 		case r.inService && f.buried(r.id, now):
 			r.inService = false
@@ -220,7 +231,7 @@ func (f fields) settle(now int64) {
 func (f fields) joinRegister(name string, other fields, now int64) {
 	isSlot := name != "r"
 	theirs, ok := parseRegister(other[name])
-	if !ok || theirs.isConsent() == isSlot || theirs.generation <= f.number("d") || isSlot && theirs.over(now) {
+	if !ok || theirs.isConsent() == isSlot || theirs.generation <= f.number("d") || isSlot && (theirs.over(now) || f.ended(slotOf(name), now)) {
 		return
 	}
 	sealed, has := other[sealedField(name)]
@@ -335,13 +346,26 @@ func (f fields) whole() string {
 
 // prune forgets what is over.
 func (f fields) prune(now int64) {
+	f.pruneKind("t:", mostTombstones, now)
+	f.pruneKind("j:", mostEnded, now)
+	for _, name := range f.slots() {
+		r, ok := f.register(name)
+		if !ok || name != "s:" && r.ends()+pruneAfter <= now || f.ended(slotOf(name), now) {
+			f.remove(name)
+		}
+	}
+}
+
+// pruneKind forgets the fields of a kind whose instant has come, and those that are
+// to be forgotten first where there are too many.
+func (f fields) pruneKind(kind string, most int, now int64) {
 	type tombstone struct {
 		name string
 		ends int64
 	}
 	var left []tombstone
 	for name := range f {
-		if !strings.HasPrefix(name, "t:") {
+		if !strings.HasPrefix(name, kind) {
 			continue
 		}
 		if ends := f.number(name); ends <= now {
@@ -356,13 +380,8 @@ func (f fields) prune(now int64) {
 		}
 		return strings.Compare(b.name, a.name)
 	})
-	for _, t := range left[min(mostTombstones, len(left)):] {
+	for _, t := range left[min(most, len(left)):] {
 		delete(f, t.name)
-	}
-	for _, name := range f.slots() {
-		if r, ok := f.register(name); !ok || name != "s:" && r.ends()+pruneAfter <= now {
-			f.remove(name)
-		}
 	}
 }
 
@@ -372,7 +391,7 @@ func isContent(name string) bool {
 	case "p", "r", "rt", "d", "ff", "rs", "e", "ec", "ek", "et":
 		return true
 	}
-	return len(name) > 1 && name[1] == ':' && strings.Contains("sat", name[:1])
+	return len(name) > 1 && name[1] == ':' && strings.Contains("satj", name[:1])
 }
 
 // knows reports whether nothing in other would change f.

@@ -179,7 +179,7 @@ func (r *Redis) Acquire(ctx context.Context, c broker.Claim) (broker.Acquisition
 			"owner", c.Owner, "length", c.Length.Milliseconds(), "floor", max(int64(c.Floor), known.floor), "slot", c.Slot,
 			"life", ceil(c.Demand.Lifetime), "newer", int64(c.Demand.NewerThan), "reported", c.Demand.Not,
 			"credentials", strings.Join(c.Credentials, " "), "consent", consentUses[c.Consent], "asked", flag(c.Asked),
-			"settling", r.settling().Milliseconds(), "again", flag(again), "absent", absent)
+			"settling", r.settling().Milliseconds(), "again", flag(again), "absent", absent, "peek", flag(c.Peek))
 		if err != nil {
 			return broker.Acquisition{}, err
 		}
@@ -227,7 +227,7 @@ func (r *Redis) begin(ctx context.Context, family string) (known, error) {
 var verdicts = map[string]broker.Verdict{
 	"USABLE": broker.Usable, "GRANTED": broker.Granted, "BUSY": broker.Busy, "REFUSED": broker.Refused,
 	"SHORT": broker.Short, "TOO_SOON": broker.TooSoon, "IN_DOUBT": broker.InDoubt, "UNKNOWN": broker.Unknown,
-	"UNAUTHORIZED": broker.Unauthorized,
+	"UNAUTHORIZED": broker.Unauthorized, "ENDED": broker.Ended, "FREE": broker.Free,
 }
 
 var (
@@ -288,7 +288,7 @@ func (r *Redis) ask(ctx context.Context, family string) {
 // none: nobody has any use for it.
 func (r *Redis) token(family, slot string, answer reply) (*broker.StoredToken, error) {
 	s, ok := parseRegister(answer.out["s"])
-	if !ok || r.mirror.buried(family, s.id) {
+	if !ok || r.mirror.buried(family, s.id) || r.mirror.ended(family, slot) {
 		return nil, nil
 	}
 	p, err := r.open(answer.out["a"], family, accessPlace(slot))
@@ -494,7 +494,7 @@ func (r *Redis) drop(ctx context.Context, d lateDrop) (reply, error) {
 		age = max(-broker.Until(now, d.since), time.Millisecond)
 	}
 	args := []any{
-		"operation", d.Operation, "token", d.Token, "remember", (d.Remember - age).Milliseconds(),
+		"operation", d.Operation, "token", d.Token, "job", d.Job, "remember", (d.Remember - age).Milliseconds(),
 		"floor", int64(d.Floor), "age", age.Milliseconds(),
 	}
 	for id, until := range d.remember {
@@ -546,7 +546,7 @@ func (r *Redis) Look(ctx context.Context, family, slot string) (broker.Record, e
 			return broker.Record{}, err
 		}
 	}
-	record := broker.Record{Failure: seenFailure(answer.out, answer.now)}
+	record := broker.Record{Failure: seenFailure(answer.out, answer.now), Ended: answer.out.ended(slot, answer.now)}
 	record.ToRevoke, record.ToRevokeSince = seenRevocations(answer.out, answer.now)
 	if s, ok := answer.out.register("s:" + slot); ok && s.inService {
 		answer.out["s"], answer.out["a"] = answer.out["s:"+slot], answer.out["a:"+slot]

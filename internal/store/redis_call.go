@@ -34,6 +34,7 @@ var (
 	quarantineScript = loadScript("quarantine")
 	keepScript       = loadScript("keep")
 	redeemScript     = loadScript("redeem")
+	ownScript        = loadScript("own")
 )
 
 func loadScript(name string) *script {

@@ -714,3 +714,84 @@ func TestAnIntentThatIsNotReplicated(t *testing.T) {
 		t.Errorf("%d unconfirmed", n)
 	}
 }
+
+// The record of a job ends soon after what is in it, and so does that of whose its
+// token is.
+func TestHowLongJobsAreKept(t *testing.T) {
+	server, replicas := newReplicas(t, 1)
+	r := replicas[0]
+	const family, slot = "job.1", "job.1/a"
+	ttl := func(what, key string, want time.Duration) {
+		t.Helper()
+		got := time.Duration(server.Do("PTTL", key).(int64)) * time.Millisecond
+		if got < want-10*time.Second || got > want {
+			t.Errorf("%s: kept for %v, want %v", what, got, want)
+		}
+	}
+	claim := broker.Claim{Family: family, Slot: slot, Owner: "p", Length: 3 * time.Second}
+	a, err := r.Acquire(t.Context(), claim)
+	if err != nil || a.Verdict != broker.Granted {
+		t.Fatalf("verdict %d, %v", a.Verdict, err)
+	}
+	ttl("a lease", recordKey(family), 2*time.Minute+3*time.Second)
+	l := broker.Lease{Family: family, Owner: "p", Fence: a.Fence, Length: 3 * time.Second}
+	save(t, r, l, broker.Result{Slot: slot, Token: aToken("t1")}, broker.Saved)
+	ttl("a token", recordKey(family), time.Hour+2*time.Minute)
+	if _, err := r.Own(t.Context(), "t1", slot, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	ttl("the owner of a token", ownerKey("t1"), time.Hour)
+	r.offset.Add((20 * time.Minute).Milliseconds())
+	if _, err := r.Drop(t.Context(), broker.Drop{Family: family, Operation: "o", Job: "job.1", Remember: 10 * time.Minute}); err != nil {
+		t.Fatal(err)
+	}
+	ttl("a job that has ended", recordKey(family), 40*time.Minute+10*time.Minute+2*time.Minute)
+	if got := r.mirror.size(); got != 1 {
+		t.Fatalf("%d families in memory, want that of the job", got)
+	}
+	r.mirror.sweepable(0)
+	if r.mirror.size() != 1 {
+		t.Error("the end of the job is forgotten before its token would have ended")
+	}
+	r.offset.Add((51 * time.Minute).Milliseconds())
+	r.mirror.sweepable(0)
+	if got := r.mirror.size(); got != 0 {
+		t.Errorf("%d families in memory after the token would have ended, want none", got)
+	}
+}
+
+// What jobs leave in a record that others use goes with the next change of it.
+func TestJobsLeaveNothingInASharedRecord(t *testing.T) {
+	server, replicas := newReplicas(t, 1)
+	r := replicas[0]
+	before := func() int64 { return server.Do("HLEN", aKey).(int64) }
+	shared := func(n int) {
+		t.Helper()
+		l := leaseFor(t, r, fmt.Sprint("shared", n), broker.NoConsent)
+		save(t, r, l, broker.Result{Slot: "own", Token: aToken(fmt.Sprint("t", n))}, broker.Saved)
+	}
+	shared(1)
+	without := before()
+	for i := range 100 {
+		slot := fmt.Sprintf("job.%d/a", i)
+		l := leaseFor(t, r, slot, broker.NoConsent)
+		save(t, r, l, broker.Result{Slot: slot, Token: aToken(slot)}, broker.Saved)
+		if i%2 == 0 {
+			dropped, err := r.Drop(t.Context(), broker.Drop{Family: aFamily, Operation: slot, Job: broker.JobOf(slot), Remember: 10 * time.Minute})
+			if err != nil || len(dropped.Access) != 1 {
+				t.Fatalf("dropped %d tokens, %v", len(dropped.Access), err)
+			}
+			if err := r.Confirm(t.Context(), aFamily, dropped.Access[0].ID()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if got := before(); got <= without {
+		t.Fatalf("%d fields with the jobs, %d without: they are elsewhere", got, without)
+	}
+	r.offset.Add((time.Hour + 11*time.Minute).Milliseconds())
+	shared(2)
+	if got := before() - 1; got > without { // and the operations of drops
+		t.Errorf("%d fields after all jobs have ended, want %d: %v", got, without, server.Do("HKEYS", aKey))
+	}
+}

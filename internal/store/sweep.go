@@ -84,7 +84,8 @@ func (s *sweeper) hear(message string) {
 		return
 	}
 	word, family := words[0], words[3]
-	if word != whoHas || s.r.mirror.has(family) {
+	// What is a job's concerns those who use it, and nobody else.
+	if word != whoHas && !broker.IsJobFamily(family) || s.r.mirror.has(family) {
 		s.add(family, word != whoHas)
 	}
 }

@@ -6,7 +6,7 @@
 -- credentials (with blanks between them), consent ('no', 'preferred', 'required'),
 -- asked ('1' after UNKNOWN), settling (ms for which the caller may use no consent),
 -- again ('1' has a lease of the owner's own judged anew), absent (id of a token
--- that cannot be used).
+-- that cannot be used), peek ('1' takes no lease).
 load('s:' .. arg.slot, 'a:' .. arg.slot)
 local l, c, e, p = lease(), consent(), failure(), presented()
 local mine = l and l.live and l.owner == arg.owner and l.fence == number('f')
@@ -39,6 +39,7 @@ end
 
 -- judge returns the verdict, and how long it stands in the way.
 local function judge()
+  if ended(arg.slot) then return 'ENDED' end
   if s and meets() then return 'USABLE' end
   if mine and arg.again ~= '1' then return 'GRANTED' end
   if s and s.id == arg.reported then
@@ -67,6 +68,7 @@ local function judge()
 end
 
 local code, wait = judge()
+if code == 'GRANTED' and arg.peek == '1' and not mine then code = 'FREE' end
 local out = {wait = wait and int(wait)}
 if code == 'GRANTED' then
   local fence = mine and l.fence or nextGeneration(arg.floor)
@@ -76,7 +78,7 @@ if code == 'GRANTED' then
   if arg.consent ~= 'no' and c and c.lives then
     out.r, out.rt, out.p = H.r, H.rt, H.p
   end
-elseif code == 'USABLE' and l and l.owner == arg.owner or mine then
+elseif code == 'USABLE' and l and l.owner == arg.owner or mine and code ~= 'ENDED' then
   put('l', nil)
 end
 commit()

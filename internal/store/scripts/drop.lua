@@ -1,22 +1,28 @@
 #!lua flags=allow-oom
--- drop takes a token, or the whole grant, out of service for good, and keeps
--- what it took to be revoked at the server.
+-- drop takes a token, the tokens of a job, or the whole grant, out of service for
+-- good, and keeps what it took to be revoked at the server.
 --
--- arg: operation, token (id, or '' for the grant), remember, floor, age (ms since
--- it was asked for; 0: now), and as 't:ID' the ids of tokens that only the
--- caller knows.
+-- arg: operation, token (id, or '' for all), job (that ends, or one slot of it; ''
+-- for none; with a token it ends only if that is in service there), remember,
+-- floor, age (ms since it was asked for; 0: now), and as 't:ID' the ids of tokens
+-- that only the caller knows.
 loadAll()
 local mostOperations = 8
-local grants, age, ends = arg.token == '', tonumber(arg.age), now + tonumber(arg.remember)
+local jobs = (arg.job or '') ~= ''
+local grants, age, ends = arg.token == '' and not jobs, tonumber(arg.age), now + tonumber(arg.remember)
 -- What came after a drop that is late does not fall under it.
 local g = age > 0 and math.max(now - age, tonumber(arg.floor)) + 1 or nextGeneration(arg.floor)
+
+-- isOf tells whether a slot is of the job that ends, or the one that does.
+local function isOf(slot) return slot == arg.job or jobOf(slot) == arg.job end
 
 local function answer()
   prune()
   commit('drop')
   local out = {}
   each('w', function(id, value)
-    if grants or id == arg.token then out['w:' .. id], out['x:' .. id] = value, H['x:' .. id] end
+    local slot = string.match(value, '^%S+ %S+ %S+ (.*)$')
+    if grants or id == arg.token or jobs and arg.token == '' and isOf(slot) then out['w:' .. id], out['x:' .. id] = value, H['x:' .. id] end
   end)
   return reply('OK', out)
 end
@@ -32,11 +38,35 @@ for field, value in pairs(arg) do
   local id = string.match(field, '^t:(.+)')
   if id then bury(id, now + tonumber(value)) end
 end
-if not grants then bury(arg.token, ends) end
+if not grants and not jobs then bury(arg.token, ends) end
 local operations = {arg.operation}
 for operation in string.gmatch(H['do'] or '', '[^\n]+') do
   if operation == arg.operation then return answer() end
   if #operations < mostOperations then operations[#operations + 1] = operation end
+end
+
+local function endJob()
+  local current = arg.token == ''
+  each('s', function(slot, value)
+    local s = isOf(slot) and token(slot)
+    if s then
+      current = current or s.id == arg.token
+      ends = math.max(ends, s.ends + 10 * minute)
+    end
+  end)
+  if not current then return end
+  each('s', function(slot, value)
+    local s = isOf(slot) and token(slot)
+    if s then revoke(s.id, 'access', slot, H['a:' .. slot]) end
+  end)
+  conclude(arg.job, ends)
+  putMax('g', g)
+end
+
+if jobs then
+  endJob()
+  put('do', table.concat(operations, '\n'))
+  return answer()
 end
 put('do', table.concat(operations, '\n'))
 

@@ -13,12 +13,12 @@ local clock = time[1] * 1000 + math.floor(time[2] / 1000)
 local now = clock + ARGV[1]
 
 local second, minute, day = 1000, 60000, 86400000
-local mostTombstones = 64
+local mostTombstones, mostEnded = 64, 4096
 -- settleWindow is how long after a consent was put back nobody may use it:
 -- another replica may know a newer one.
 local settleWindow = 2 * second
 
-local H, stamp = {}, ''
+local H, stamp, whole = {}, '', false
 local dirty, changed = {}, false
 
 local function int(n) return string.format('%.0f', n) end
@@ -54,6 +54,7 @@ end
 local function loadAll()
   local all = redis.call('HGETALL', key)
   for i = 1, #all, 2 do H[all[i]] = all[i + 1] end
+  whole = true
   check()
 end
 
@@ -63,7 +64,7 @@ local function number(name) return tonumber(H[name] or 0) or 0 end
 -- changes from what is not.
 local contents = {p = true, r = true, rt = true, d = true, ff = true, rs = true, e = true, ec = true, ek = true, et = true}
 local function isContent(field)
-  return contents[field] or string.find(field, '^[sat]:') ~= nil
+  return contents[field] or string.find(field, '^[satj]:') ~= nil
 end
 
 -- isNews tells whether a caller who has told its registers does not have a field:
@@ -123,10 +124,25 @@ local function registered(s)
   return table.concat({int(s.g), s.id, s.state, int(s.obtained), int(s.ends), int(s.life), int(s.refused), s.early}, ' ')
 end
 
+-- jobOf is the job that a slot is of: what is before the slash. Nil if there is
+-- none.
+local function jobOf(slot) return string.match(slot, '^([^/]+)/') end
+
+-- ended tells whether the slot's job has ended, or that one token of it.
+local function ended(slot)
+  local job = jobOf(slot)
+  if not job then return false end
+  for _, name in ipairs({'j:' .. job, 'j:' .. slot}) do
+    local ends = H[name] or not whole and redis.call('HGET', key, name)
+    if ends and toInt(ends) > now then return true end
+  end
+  return false
+end
+
 -- token is what a slot has in service, or nil.
 local function token(slot)
   local s = register(H['s:' .. slot])
-  if s and s.state == '+' then return s end
+  if s and s.state == '+' and not ended(slot) then return s end
 end
 
 local function putSlot(slot, s, sealed)
@@ -274,6 +290,12 @@ local function bury(id, ends)
   keep(ends)
 end
 
+-- conclude remembers until some instant that a job, or one token of it, has ended.
+local function conclude(what, ends)
+  putMax('j:' .. what, ends)
+  keep(ends)
+end
+
 -- each calls visit(name, value) for all fields of a kind, which end in a name.
 local function each(kind, visit)
   local found = {}
@@ -283,17 +305,24 @@ local function each(kind, visit)
   for _, f in ipairs(found) do visit(f[1], f[2]) end
 end
 
--- prune deletes what is over, of a record that was loaded as a whole.
-local function prune()
+-- pruneKind deletes the fields of a kind whose instant has come, and those that
+-- are to be forgotten first where there are too many.
+local function pruneKind(kind, most)
   local left = {}
-  each('t', function(id, ends)
-    if tonumber(ends) <= now then put('t:' .. id, nil) else left[#left + 1] = {id, tonumber(ends)} end
+  each(kind, function(id, ends)
+    if toInt(ends) <= now then put(kind .. ':' .. id, nil) else left[#left + 1] = {id, toInt(ends)} end
   end)
   table.sort(left, function(a, b) return a[2] > b[2] or a[2] == b[2] and a[1] > b[1] end)
-  for i = mostTombstones + 1, #left do put('t:' .. left[i][1], nil) end
+  for i = most + 1, #left do put(kind .. ':' .. left[i][1], nil) end
+end
+
+-- prune deletes what is over, of a record that was loaded as a whole.
+local function prune()
+  pruneKind('t', mostTombstones)
+  pruneKind('j', mostEnded)
   each('s', function(slot, value)
     local s = register(value)
-    if not s or slot ~= '' and s.ends + 10 * minute <= now then
+    if not s or slot ~= '' and s.ends + 10 * minute <= now or ended(slot) then
       put('s:' .. slot, nil)
       put('a:' .. slot, nil)
     end
@@ -310,15 +339,16 @@ local function prune()
   end)
 end
 
--- expire has the record end by itself a day after all that is in it, but never
--- while it holds what cannot be had again.
+-- expire has the record end by itself a day after all that is in it, that of a job
+-- two minutes after, but never while it holds what cannot be had again.
 local function expire()
+  local spare = string.sub(key, 6, 9) == 'job.' and 2 * minute or day
   local e = failure()
   if consent() or H.p or e and e.ends == 0 then
     redis.call('PERSIST', key)
   else
     local l = lease()
-    redis.call('PEXPIRE', key, int(math.max(number('k'), now, l and l.ends or 0) + day - now))
+    redis.call('PEXPIRE', key, int(math.max(number('k'), now, l and l.ends or 0) + spare - now))
   end
 end
 

@@ -15,7 +15,7 @@ else
   load('s:' .. arg.slot, 'a:' .. arg.slot)
 end
 local l, c, p, s = lease(), consent(), presented(), token(arg.slot)
-local same, buried = s and s.id == arg.id, tombstoned(arg.id)
+local same, buried = s and s.id == arg.id, tombstoned(arg.id) or ended(arg.slot)
 local known = c and c.id == arg.refresh
 local brings = arg.refresh ~= '' and not known
 

@@ -12,6 +12,8 @@ putMax('rs', tonumber(arg.rs or 0))
 for field, value in pairs(arg) do
   local id = string.match(field, '^t:(.+)')
   if id and tonumber(value) > now then bury(id, tonumber(value)) end
+  local job = string.match(field, '^j:(.+)')
+  if job and tonumber(value) > now then conclude(job, tonumber(value)) end
 end
 
 -- beats tells whether register a wins over b. Between two of one generation,
@@ -45,7 +47,7 @@ end
 for field, value in pairs(arg) do
   local slot = string.match(field, '^s:(.*)')
   local s = slot and register(value)
-  if s and s.ends > now and beats(s, register(H[field])) then
+  if s and s.ends > now and not ended(slot) and beats(s, register(H[field])) then
     s = retired(s)
     local sealed = arg['a:' .. slot]
     if s.state == '-' or sealed then

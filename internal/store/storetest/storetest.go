@@ -46,6 +46,7 @@ var groups = []struct {
 	{"lineage", lineages},
 	{"drop", drops},
 	{"ticket", tickets},
+	{"job", jobs},
 	{"restored", restored},
 	{"again", repeats},
 	{"loss", losses},

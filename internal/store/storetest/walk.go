@@ -18,7 +18,8 @@ import (
 //
 //   - nobody is granted a lease that somebody else must still have,
 //   - fences rise, and the generations of a slot never fall,
-//   - nothing that was dropped is shown to anybody,
+//   - nothing that was dropped is shown to anybody, and nothing at all of a job
+//     that has ended,
 //   - one refresh token is presented by one flight at a time, and no more often
 //     than presentations may be in doubt,
 //   - a refresh token that was replaced is never the record's again.
@@ -32,6 +33,7 @@ func Walk(t *testing.T, s Subject, seed uint64, steps int) {
 		began:   time.Now(),
 		server:  &server{good: make(map[string]bool), rotates: rng.IntN(3) > 0},
 		facts: facts{
+			ended:   make(map[string]bool),
 			dropped: make(map[string]bool), replaced: make(map[string]bool), unsure: make(map[string]bool),
 			newest: make(map[string]broker.Generation), presentations: make(map[string]int), limit: make(map[string]int),
 		},
@@ -87,6 +89,10 @@ type facts struct {
 	obtained []string
 	unsure   map[string]bool
 	dropped  map[string]bool
+
+	// job whose slot is in use, and the slots of those that have ended.
+	job   int
+	ended map[string]bool
 
 	// refresh token that the record showed last, and those that it showed
 	// before.
@@ -209,6 +215,8 @@ func (w *walk) step() {
 		name := w.obtain("restored", false)
 		w.unsure[name] = true
 		w.Another.Restore(w.family, "", token(name, hour))
+	case n < 98:
+		w.endJob()
 	case len(w.obtained) > 0:
 		name := w.obtained[w.rng.IntN(len(w.obtained))]
 		w.try(w.rng.IntN(2), "confirm "+name, func(s broker.Store) error { return s.Confirm(w.ctx(), w.family, id(name)) })
@@ -242,7 +250,7 @@ func (w *walk) obtain(kind string, doomed bool) string {
 func (w *walk) takeOff() *flight {
 	f := &flight{replica: w.rng.IntN(2)}
 	f.claim = broker.Claim{
-		Family: w.family, Slot: []string{"", "b"}[w.rng.IntN(2)], Owner: w.name("owner"), Length: lease,
+		Family: w.family, Slot: []string{"", "b", w.jobSlot()}[w.rng.IntN(3)], Owner: w.name("owner"), Length: lease,
 		Credentials: []string{"secret"}, Consent: w.use,
 	}
 	if !w.chance(4) {
@@ -285,6 +293,9 @@ func (w *walk) claimed(f *flight) (landed bool) {
 	}
 	w.note("... verdict %d, fence %d", a.Verdict, a.Fence)
 	w.sees(f.claim.Slot, a.Token, a.Consent)
+	if w.ended[f.claim.Slot] && a.Verdict != broker.Ended {
+		w.t.Fatalf("a claim to %s, whose job has ended: verdict %d", f.claim.Slot, a.Verdict)
+	}
 	switch a.Verdict {
 	case broker.Granted:
 	case broker.Unknown:
@@ -507,8 +518,24 @@ func (w *walk) dropGrant() {
 	}
 }
 
+// jobSlot is that of the job that asks now.
+func (w *walk) jobSlot() string { return fmt.Sprintf("job%d/x", w.job) }
+
+// endJob ends the job, and has another one ask from now on.
+func (w *walk) endJob() {
+	slot := w.jobSlot()
+	d := broker.Drop{Family: w.family, Operation: w.name("drop"), Job: []string{slot, broker.JobOf(slot)}[w.rng.IntN(2)], Remember: 1000 * hour}
+	if w.try(w.rng.IntN(2), "end of "+d.Job, func(s broker.Store) error {
+		_, err := s.Drop(w.ctx(), d)
+		return err
+	}) {
+		w.ended[slot] = true
+	}
+	w.job++
+}
+
 func (w *walk) observe() {
-	for _, slot := range []string{"", "b"} {
+	for _, slot := range []string{"", "b", w.jobSlot(), fmt.Sprintf("job%d/x", w.job-1)} {
 		r, err := w.Another.Look(w.ctx(), w.family, slot)
 		w.must("look", err)
 		w.sees(slot, r.Token, r.Consent)
@@ -520,6 +547,9 @@ func (w *walk) sees(slot string, t *broker.StoredToken, c *broker.Consent) {
 	if t != nil {
 		name := t.Access.Reveal()
 		delete(w.unsure, name)
+		if w.ended[slot] {
+			w.t.Fatalf("slot %s shows %s, and its job has ended", slot, name)
+		}
 		if w.dropped[id(name)] {
 			w.t.Fatalf("slot %q shows %s, which was dropped", slot, name)
 		}

@@ -1271,9 +1271,12 @@ type Profile struct {
 	SecretRotation *SecretRotation `protobuf:"bytes,12,opt,name=secret_rotation,json=secretRotation,proto3" json:"secret_rotation,omitempty"`
 	// Optional. Forbids token requests while the store is out of reach, also for grants that can be repeated: for a server that
 	// keeps one living token per client, where replicas that ask on their own would end each other's. Default: false.
-	Coordinated   bool `protobuf:"varint,13,opt,name=coordinated,proto3" json:"coordinated,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Coordinated bool `protobuf:"varint,13,opt,name=coordinated,proto3" json:"coordinated,omitempty"`
+	// Optional. How many jobs may have a token of their own on one replica at a time: 1 to 100000. Default: 10000. Where the
+	// profile has refresh tokens it is 1000 at the most. Beyond it, further jobs are told to come back later.
+	MaxDedicatedTokens uint32 `protobuf:"varint,14,opt,name=max_dedicated_tokens,json=maxDedicatedTokens,proto3" json:"max_dedicated_tokens,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *Profile) Reset() {
@@ -1408,6 +1411,13 @@ func (x *Profile) GetCoordinated() bool {
 		return x.Coordinated
 	}
 	return false
+}
+
+func (x *Profile) GetMaxDedicatedTokens() uint32 {
+	if x != nil {
+		return x.MaxDedicatedTokens
+	}
+	return 0
 }
 
 type isProfile_Provider interface {
@@ -2914,7 +2924,7 @@ const file_tokenbroker_config_v1_config_proto_rawDesc = "" +
 	"\x03env\x18\x02 \x01(\tB%\xbaH\"r 2\x1e^[A-Za-z_][A-Za-z0-9_]{0,254}$H\x00R\x03env\x12&\n" +
 	"\x05value\x18\x03 \x01(\tB\x0e\xbaH\br\x06\x10\x01\x18\x80\x80\x04\x80\x01\x01H\x00R\x05value:y\xbaHv\x1at\n" +
 	"\rsecret.source\x12/say where the secret is: set file, env or value\x1a2has(this.file) || has(this.env) || has(this.value)B\b\n" +
-	"\x06source\"\xbb\r\n" +
+	"\x06source\"\xfd\r\n" +
 	"\aProfile\x12\xcc\x01\n" +
 	"\x04name\x18\x01 \x01(\tB\xb7\x01\xbaH\xb3\x01\xba\x01\xaf\x01\n" +
 	"\fprofile.name\x12fmust be 1 to 64 of the characters a-z, 0-9, '.', '_' and '-', and begin and end with a letter or digit\x1a7this.matches(r'^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$')R\x04name\x129\n" +
@@ -2932,7 +2942,8 @@ const file_tokenbroker_config_v1_config_proto_rawDesc = "" +
 	" \x01(\bR\x12allowPasswordGrant\x12;\n" +
 	"\brotation\x18\v \x01(\v2\x1f.tokenbroker.config.v1.RotationR\brotation\x12N\n" +
 	"\x0fsecret_rotation\x18\f \x01(\v2%.tokenbroker.config.v1.SecretRotationR\x0esecretRotation\x12 \n" +
-	"\vcoordinated\x18\r \x01(\bR\vcoordinated:\xb9\x05\xbaH\xb5\x05\x1a\xa2\x01\n" +
+	"\vcoordinated\x18\r \x01(\bR\vcoordinated\x12@\n" +
+	"\x14max_dedicated_tokens\x18\x0e \x01(\rB\x0e\xbaH\v\xd8\x01\x01*\x06\x18\xa0\x8d\x06(\x01R\x12maxDedicatedTokens:\xb9\x05\xbaH\xb5\x05\x1a\xa2\x01\n" +
 	"\x19profile.scopes.secureauth\x12Tsecureauth needs scopes: without any, SecureAuth grants all that the client may have\x1a/!has(this.secureauth) || this.scopes.size() > 0\x1a\xee\x01\n" +
 	"\x16profile.password_grant\x12xthe grant password is off for this provider (RFC 9700 section 2.4): use another grant, or set allow_password_grant: true\x1aZthis.allow_password_grant || !(has(this.secureauth.password) || has(this.oauth2.password))\x1a\x86\x01\n" +
 	"\x1fprofile.secret_rotation.vantage\x122secret_rotation works with vantage only: remove it\x1a/!has(this.secret_rotation) || has(this.vantage)\x1a\x93\x01\n" +
