@@ -348,12 +348,12 @@ func (e *entry) serve(ctx context.Context, p *profile, d Demand) (*Token, Source
 	} else if err != nil {
 		return nil, 0, err
 	}
-	p.count(source, now)
+	p.handedOut(source, now)
 	return t, source, nil
 }
 
-// count notes that a caller was served.
-func (p *profile) count(source Source, now time.Time) {
+// handedOut notes that a caller was served.
+func (p *profile) handedOut(source Source, now time.Time) {
 	p.served[source].Add(1)
 	if s := now.Unix(); p.last.Load() != s { // as in entry.touch
 		p.last.Store(s)

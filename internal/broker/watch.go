@@ -200,7 +200,7 @@ func (w *Watch) HandedOn(v View) {
 	now := time.Now()
 	w.last = v.Token
 	w.e.touch(now)
-	w.p.count(v.Source, now)
+	w.p.handedOut(v.Source, now)
 	w.p.countJob(w.ask)
 }
 

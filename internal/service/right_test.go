@@ -1,6 +1,7 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -24,6 +25,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/tokenbroker/tokenbroker/internal/access"
+	"github.com/tokenbroker/tokenbroker/internal/audit"
 	"github.com/tokenbroker/tokenbroker/internal/broker"
 	"github.com/tokenbroker/tokenbroker/internal/store"
 	"github.com/tokenbroker/tokenbroker/internal/testca"
@@ -139,10 +141,13 @@ func (r *watchRig) tick(scopes ...string) {
 }
 
 // counting gives out another token each time.
-type counting struct{ n atomic.Int64 }
+type counting struct {
+	n     atomic.Int64
+	lives time.Duration // zero is an hour
+}
 
 func (c *counting) Issue(context.Context, broker.Request) (*broker.Grant, error) {
-	return &broker.Grant{AccessToken: broker.NewSecret(fmt.Sprintf("token-%d", c.n.Add(1))), TokenType: "Bearer", Lifetime: time.Hour}, nil
+	return &broker.Grant{AccessToken: broker.NewSecret(fmt.Sprintf("token-%d", c.n.Add(1))), TokenType: "Bearer", Lifetime: cmp.Or(c.lives, time.Hour)}, nil
 }
 
 func (r *watchRig) use(rules ...access.Rule) {
@@ -482,6 +487,47 @@ func TestStreamEndsWithItsCertificate(t *testing.T) {
 	}
 	if log := r.log.String(); strings.Contains(log, "allows it") || !strings.Contains(log, "has been revoked by CN=") {
 		t.Errorf("the log does not say why:\n%s", log)
+	}
+}
+
+// full is output that takes nothing once it is full.
+type full struct{ atomic.Bool }
+
+func (f *full) Write(p []byte) (int, error) {
+	if f.Load() {
+		return 0, errors.New("no space")
+	}
+	return len(p), nil
+}
+
+// With refuse a stream whose last token has ended says why there is no other.
+func TestStreamEndsWithoutTheAuditLog(t *testing.T) {
+	t.Parallel()
+	out := &full{}
+	log, err := audit.Open(audit.Options{Settings: audit.Settings{Refuse: true}, Stdout: out, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newWatchRig(t, mayWatch())
+	r.Service.audit, r.issuer.lives = log, 10*time.Second
+	stream := r.watch(invoices())
+	first, err := stream.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out.Store(true)
+	log.Record(&audit.Event{}) // to fail with
+	for deadline := time.Now().Add(10 * time.Second); log.Ready() == nil; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("that it fails is not known")
+		}
+	}
+	wantEnd(t, stream, codes.Unavailable, "AUDIT_UNAVAILABLE")
+	if early := time.Until(first.GetToken().GetExpireTime().AsTime()); early > 0 {
+		t.Errorf("it ended %v before its token", early)
+	}
+	if n := r.issuer.n.Load(); n < 2 {
+		t.Error("there was no successor to withhold")
 	}
 }
 
