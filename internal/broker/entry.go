@@ -22,6 +22,8 @@ type entry struct {
 	scopes []string
 	// job whose token it is; empty for what is shared.
 	job jobKey
+	// ends is what was asked to end of the job: this slot, or all. Guarded by mu.
+	ends string
 
 	// token that callers get. Only adopt writes it, under mu; anyone reads it.
 	token atomic.Pointer[Token]

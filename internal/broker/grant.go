@@ -141,12 +141,10 @@ func (a *attempt) settled(ctx context.Context, g *Grant, r Result, k kept, err e
 	switch {
 	case err != nil && job:
 		// Another replica may obtain one: what is handed out must be what all know.
+		// Nor is it handed over for later, when that one may be in use.
 		log.Warn("dedicated token obtained but not saved", "error", err)
 		if r.onlyOurs() {
 			a.saveLater(g, r)
-		} else {
-			r.Token.Generation, r.Token.Remaining = a.lease.Fence, r.Token.Lifetime-time.Since(a.sent)
-			e.b.store.Restore(e.family, e.slot, r.Token)
 		}
 		f.err = storeUnavailable(f.profile.Profile, "requesting a token for", err)
 	case err != nil:

@@ -204,6 +204,7 @@ func (b *Broker) endJob(ctx context.Context, p *profile, ask Ask, id string) (Re
 		if t := e.token.Load(); t != nil && (id == "" || t.ID == id) {
 			known[t.ID] = t.Access
 			e.drop(t.ID)
+			e.ends = ends
 		}
 		drop.Floor = max(drop.Floor, e.floor)
 		e.mu.Unlock()
@@ -223,8 +224,10 @@ func (b *Broker) endJob(ctx context.Context, p *profile, ask Ask, id string) (Re
 	for _, t := range dropped.Access {
 		known[t.ID()] = t
 	}
-	for _, e := range entries {
-		e.tidy()
+	if err == nil { // else they know what the store does not
+		for _, e := range entries {
+			e.tidy()
+		}
 	}
 	var r Revocation
 	at := newEntry(b, family, slot, nil)

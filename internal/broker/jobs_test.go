@@ -320,11 +320,11 @@ func TestJobThatAskedOnceCostsNoSecondToken(t *testing.T) {
 	in(t, func(t *testing.T) {
 		e := &endpoint{}
 		f := start(t, 2, profile(e))
-		token := give(t, f.replicas[0], ofJob("once"), broker.Demand{})
+		give(t, f.replicas[0], ofJob("once"), broker.Demand{})
 		time.Sleep(3 * time.Hour)
 		wantCalls(t, e, 1)
 
-		token = give(t, f.replicas[0], ofJob("again"), broker.Demand{})
+		token := give(t, f.replicas[0], ofJob("again"), broker.Demand{})
 		time.Sleep(time.Until(token.RefreshTime) + time.Second)
 		if give(t, f.replicas[0], ofJob("again"), broker.Demand{}).ID != token.ID { // and it is renewed meanwhile
 			t.Error("another token before the first has ended")

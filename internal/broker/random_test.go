@@ -279,7 +279,7 @@ func TestJobsSurviveAStoreThatFailsAtRandom(t *testing.T) {
 							t.Errorf("job %s got %d tokens", job, len(tokens))
 						}
 					}
-					if reasons["ok"] == 0 || len(ended) == 0 {
+					if reasons["ok"] == 0 && reasons["AUTHORIZATION_REQUIRED"] == 0 || len(ended) == 0 { // a consent may die with its process
 						t.Errorf("nothing was shown: %v, %d ended", reasons, len(ended))
 					}
 					if testing.Verbose() {

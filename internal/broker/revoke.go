@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -125,8 +126,14 @@ func (e *entry) seeRevoked(id string) {
 // dropAgain tells the store of a token that was dropped here: it has not heard,
 // or has forgotten.
 func (e *entry) dropAgain(ctx context.Context, id string) {
+	d := Drop{Family: e.family, Operation: newOwner(), Token: id, Remember: e.b.rememberFor(e)}
+	if e.isJob() { // whose token is dropped with its end only
+		e.mu.Lock()
+		d.Job, d.Remember = cmp.Or(e.ends, e.slot), rememberDropped
+		e.mu.Unlock()
+	}
 	_ = detached(ctx, func(ctx context.Context) error {
-		_, err := e.b.store.Drop(ctx, Drop{Family: e.family, Operation: newOwner(), Token: id, Remember: e.b.rememberFor(e)})
+		_, err := e.b.store.Drop(ctx, d)
 		return err
 	})
 }

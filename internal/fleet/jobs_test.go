@@ -125,6 +125,13 @@ func TestTenThousandJobs(t *testing.T) {
 		t.Errorf("%d tokens, want %d", len(seen.token), workers/2+1)
 	}
 
+	const memory = `
+		local job, owner, n, m = 0, 0, 0, 0
+		for _, key in ipairs(redis.call('KEYS', 'tb1:{job.*')) do n, job = n + 1, job + redis.call('MEMORY', 'USAGE', key) end
+		for _, key in ipairs(redis.call('KEYS', 'tb1:owner:*')) do m, owner = m + 1, owner + redis.call('MEMORY', 'USAGE', key) end
+		return {math.floor(job / n), math.floor(owner / m)}`
+	t.Logf("bytes in Redis for a job, and for whose its token is: %v", f.redis.Do("EVAL", memory, "0"))
+
 	// All end, each on a replica of its own.
 	took = all(func(i int, r *replica) {
 		if !dedicated(i) {

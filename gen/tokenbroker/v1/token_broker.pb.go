@@ -391,6 +391,9 @@ type Job struct {
 	//
 	// A dedicated token is never given to another job; the same job gets the same one again, on any replica, until it
 	// ends. RevokeToken with the same job revokes it. Each costs a request to the authorization server.
+	//
+	// Whoever may use the profile and knows the id is the job: ids are a name space of the profile, and the caller is no
+	// part of them.
 	Dedicated     bool `protobuf:"varint,2,opt,name=dedicated,proto3" json:"dedicated,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -850,7 +853,10 @@ type RevokeTokenRequest struct {
 	// Optional. The scopes that the token was asked for with, under the rules of IssueTokenRequest. Default: empty, all of
 	// the profile's.
 	Scopes []string `protobuf:"bytes,2,rep,name=scopes,proto3" json:"scopes,omitempty"`
-	// Optional. The job under which the token was asked for. Default: none. A dedicated job ends with its token.
+	// Optional. The job under which the token was asked for. Default: none. A dedicated job ends with its token: without
+	// scopes with all tokens that it has, with scopes for these alone. One that has none, because it never asked or its token
+	// has ended, is closed for ten minutes, so that what is on its way to it does not arrive. If token_id is given and is not
+	// the job's current token, nothing happens.
 	Job *Job `protobuf:"bytes,3,opt,name=job,proto3" json:"job,omitempty"`
 	// Optional. The id of the token to revoke: 16 hexadecimal digits, lower case. Default: empty, the current one,
 	// whichever that is. If it is given and is not the current one, the current one stays.
@@ -922,7 +928,7 @@ type RevokeTokenResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How far the revocation got. Always there.
 	Outcome RevocationOutcome `protobuf:"varint,1,opt,name=outcome,proto3,enum=tokenbroker.v1.RevocationOutcome" json:"outcome,omitempty"`
-	// The id of the token that was dropped. Empty if there was none.
+	// The id of the token that was dropped; of several of one job, one of them. Empty if there was none.
 	TokenId       string `protobuf:"bytes,2,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
