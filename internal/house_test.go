@@ -44,6 +44,8 @@ func TestWhoMayKnowWhom(t *testing.T) {
 	ours := map[string][]string{
 		"internal":                       {},
 		"cmd/broker":                     nil, // everything
+		"client":                         {"clients", "gen/tokenbroker/v1"},
+		"clients":                        {},
 		"conformance":                    {},
 		"internal/access":                {},
 		"internal/admission":             {},
@@ -95,18 +97,19 @@ func TestWhoMayKnowWhom(t *testing.T) {
 func TestWhoMayKnowWhichLibrary(t *testing.T) {
 	for library, users := range map[string][]string{
 		"google.golang.org/grpc":     {"internal/service", "internal/fleet", "internal/workload", "internal/workload/workloadtest", "cmd/broker", "client", "gen/tokenbroker/v1"},
+		"golang.org/x/oauth2":        {"client"},
 		"github.com/redis/go-redis":  {"internal/store"},
 		"gopkg.in/yaml":              {"internal/config"},
 		"buf.build/go/protoyaml":     {"internal/config"},
-		"net/http":                   {"internal/oauth", "internal/vantage/sandbox", "internal/console", "cmd/broker"},
+		"net/http":                   {"internal/oauth", "internal/vantage/sandbox", "internal/console", "client", "cmd/broker"},
 		"github.com/go-jose/go-jose": {"internal/oauth", "internal/serviceaccount", "internal/vantage/sandbox"},
 		"github.com/fsnotify":        {"internal/config"},
 		"github.com/spf13/cobra":     {"cmd/broker"},
-		"google.golang.org/protobuf": {"internal/service", "internal/fleet", "internal/config", "cmd/broker", "gen/tokenbroker/v1", "gen/tokenbroker/config/v1"},
+		"google.golang.org/protobuf": {"internal/service", "internal/fleet", "internal/config", "client", "cmd/broker", "gen/tokenbroker/v1", "gen/tokenbroker/config/v1"},
 		"github.com/prometheus":      {"internal/console", "internal/service", "cmd/broker"},
 		"github.com/chromedp":        {}, // tests only
 		"github.com/spiffe":          {"internal/access", "internal/workload", "internal/workload/workloadtest"},
-		"crypto/tls":                 {"internal/testca", "internal/testh2", "internal/testredis", "internal/oauth", "internal/serviceaccount", "internal/store", "internal/config", "internal/service", "internal/workload", "internal/workload/workloadtest", "cmd/broker"},
+		"crypto/tls":                 {"internal/testca", "internal/testh2", "internal/testredis", "internal/oauth", "internal/serviceaccount", "internal/store", "internal/config", "internal/service", "internal/workload", "internal/workload/workloadtest", "client", "cmd/broker"},
 	} {
 		for _, p := range packages(t) {
 			for _, i := range p.Imports {

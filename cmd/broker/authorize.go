@@ -39,7 +39,7 @@ func newAuthorize() *cobra.Command {
 				return usageError{errors.New("--replace-account goes with --paste; in the browser, the broker asks")}
 			}
 			a.timeout = 11 * time.Minute // the sign-in ends by itself before
-			return a.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
+			return a.call(cmd, func(ctx context.Context, conn grpc.ClientConnInterface) error {
 				return a.run(ctx, cmd, pb.NewProfileAdminClient(conn), args[0])
 			})
 		},

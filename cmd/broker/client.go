@@ -2,27 +2,20 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/status"
 
-	"github.com/tokenbroker/tokenbroker/internal/oauth"
+	brokerclient "github.com/tokenbroker/tokenbroker/client"
 )
 
-const defaultAddress = "127.0.0.1:7443"
+const defaultAddress = brokerclient.DefaultAddress
 
 // client is how a command reaches a broker.
 type client struct {
@@ -60,112 +53,66 @@ func (c *client) connectionFlags(cmd *cobra.Command) {
 	text(&c.tokenFile, "token-file", "", "a file with a bearer token that says who calls, such as a Kubernetes service account token; read for each call")
 }
 
+// connect returns a client of the broker; the caller closes it.
+func (c *client) connect() (*brokerclient.Client, error) {
+	if (c.certificate == "") != (c.privateKey == "") {
+		return nil, usageError{errors.New("--certificate and --private-key go together")}
+	}
+	b, err := brokerclient.New(
+		brokerclient.WithAddress(c.address),
+		brokerclient.WithCA(c.ca),
+		brokerclient.WithCertificate(c.certificate, c.privateKey),
+		brokerclient.WithTokenFile(c.tokenFile),
+		brokerclient.WithUserAgent("broker-cli/"+buildVersion()),
+	)
+	var file *brokerclient.FileError
+	switch {
+	case errors.As(err, &file):
+		err = fmt.Errorf("reading %s %s: %w", inFlags.Replace(file.Setting), file.Path, file.Err)
+	case err == nil:
+		return b, nil
+	}
+	return nil, usageError{err}
+}
+
+// inFlags turns the names of settings into those of flags.
+var inFlags = strings.NewReplacer("ca", "--ca", "certificate", "--certificate", "private-key", "--private-key", "token-file", "--token-file")
+
 // call dials, runs f and explains what went wrong.
-func (c *client) call(cmd *cobra.Command, f func(ctx context.Context, conn *grpc.ClientConn) error) error {
-	creds, err := c.credentials()
+func (c *client) call(cmd *cobra.Command, f func(ctx context.Context, conn grpc.ClientConnInterface) error) error {
+	b, err := c.connect()
 	if err != nil {
-		return usageError{err}
+		return err
 	}
-	target := c.address
-	if !strings.HasPrefix(target, "unix:") {
-		target = "dns:///" + target
-	}
-	options := []grpc.DialOption{grpc.WithTransportCredentials(creds), grpc.WithNoProxy(), grpc.WithUserAgent("broker-cli/" + buildVersion())}
-	if c.tokenFile != "" {
-		token := tokenFile{path: c.tokenFile, secure: !isLocal(c.address)}
-		if _, err := token.read(); err != nil {
-			return usageError{err}
-		}
-		options = append(options, grpc.WithPerRPCCredentials(token))
-	}
-	conn, err := grpc.NewClient(target, options...)
-	if err != nil {
-		return usageError{fmt.Errorf("address %q: %w", c.address, err)}
-	}
-	defer conn.Close()
+	defer b.Close()
 	ctx, cancel := context.WithTimeout(cmd.Context(), c.timeout)
 	defer cancel()
-	return c.explain(f(ctx, conn))
-}
-
-// credentials are TLS for everything but a plain connection on this machine.
-func (c *client) credentials() (credentials.TransportCredentials, error) {
-	if c.ca == "" && c.certificate == "" && c.privateKey == "" && isLocal(c.address) {
-		return insecure.NewCredentials(), nil
-	}
-	settings := &tls.Config{MinVersion: tls.VersionTLS12}
-	if c.ca != "" {
-		var err error
-		if settings.RootCAs, err = authorities(c.ca); err != nil {
-			return nil, err
-		}
-	}
-	if (c.certificate == "") != (c.privateKey == "") {
-		return nil, errors.New("--certificate and --private-key go together")
-	}
-	if c.certificate != "" {
-		pair, err := tls.LoadX509KeyPair(c.certificate, c.privateKey)
-		if err != nil {
-			return nil, fmt.Errorf("reading --certificate and --private-key: %w", err)
-		}
-		settings.Certificates = []tls.Certificate{pair}
-	}
-	return credentials.NewTLS(settings), nil
-}
-
-// authorities reads what --ca names.
-func authorities(path string) (*x509.CertPool, error) {
-	pem, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("reading --ca: %w", err)
-	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("reading --ca: %s holds no PEM certificate", path)
-	}
-	return roots, nil
-}
-
-func isLocal(address string) bool {
-	if strings.HasPrefix(address, "unix:") {
-		return true
-	}
-	host, _, err := net.SplitHostPort(address)
-	return err == nil && oauth.IsLoopback(host)
+	return c.explain(f(ctx, b.Conn()))
 }
 
 // explain says what a status means to a person, with the details that matter.
 func (c *client) explain(err error) error {
-	st, ok := status.FromError(err)
-	if err == nil || !ok {
+	e, ok := brokerclient.FromError(err)
+	if !ok {
 		return err
 	}
-	text := st.Message()
-	var reason, retry, request string
-	for _, d := range st.Details() {
-		switch d := d.(type) {
-		case *errdetails.ErrorInfo:
-			reason, request = d.Reason, d.Metadata["request_id"]
-		case *errdetails.RetryInfo:
-			retry = d.RetryDelay.AsDuration().Round(100 * time.Millisecond).String()
-		}
-	}
-	if reason == "" {
-		switch st.Code() {
+	if e.Reason == "" {
+		switch e.Code {
 		case codes.Unavailable:
-			text = fmt.Sprintf("reaching the broker at %s: %s; is it running there, and does it expect TLS (--ca, --certificate, --private-key)?", c.address, text)
+			return fmt.Errorf("reaching the broker at %s: %s; is it running there, and does it expect TLS (--ca, --certificate, --private-key)?", c.address, e.Message)
 		case codes.DeadlineExceeded:
-			text = fmt.Sprintf("no answer from the broker at %s within %v (--timeout)", c.address, c.timeout)
-		default:
-			text = fmt.Sprintf("%s (%s)", text, st.Code())
+			if c.timeout == 0 {
+				return fmt.Errorf("no answer from the broker at %s", c.address)
+			}
+			return fmt.Errorf("no answer from the broker at %s within %v (--timeout)", c.address, c.timeout)
 		}
-		return errors.New(text)
+		return fmt.Errorf("%s (%s)", e.Message, e.Code)
 	}
-	text += "\n  reason: " + reason
-	if retry != "" {
-		text += "\n  retry in: " + retry
+	text := e.Message + "\n  reason: " + string(e.Reason)
+	if e.RetryAfter > 0 {
+		text += "\n  retry in: " + e.RetryAfter.Round(100*time.Millisecond).String()
 	}
-	if request != "" {
+	if request := e.Metadata["request_id"]; request != "" {
 		text += "\n  request: " + request
 	}
 	return errors.New(text)

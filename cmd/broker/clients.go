@@ -51,7 +51,7 @@ func newClientCreate() *cobra.Command {
 				}
 			}
 			r.AccessTokenLifetime, r.RefreshTokenLifetime = access.message(), refresh.message()
-			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
+			return c.call(cmd, func(ctx context.Context, conn grpc.ClientConnInterface) error {
 				out, err := pb.NewProfileAdminClient(conn).CreateClient(ctx, r)
 				if err != nil {
 					return err
@@ -106,7 +106,7 @@ func newSecretCreate() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r.Profile = args[0]
 			r.StartTime, r.ExpireTime = starts.from(time.Now()), expires.from(time.Now())
-			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
+			return c.call(cmd, func(ctx context.Context, conn grpc.ClientConnInterface) error {
 				out, err := pb.NewProfileAdminClient(conn).CreateClientSecret(ctx, r)
 				if err != nil {
 					return err
@@ -149,7 +149,7 @@ func newSecretRotate() *cobra.Command {
 		Args:    explained(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r.Profile, r.ExpireTime = args[0], expires.from(time.Now())
-			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
+			return c.call(cmd, func(ctx context.Context, conn grpc.ClientConnInterface) error {
 				out, err := pb.NewProfileAdminClient(conn).RotateClientSecret(ctx, r)
 				if err != nil {
 					return err

@@ -2,6 +2,7 @@ package main
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"net/http"
@@ -55,4 +56,17 @@ func newHealthcheck() *cobra.Command {
 	cmd.Flags().StringVar(&ca, "ca", "", "where the admin address has TLS: CA certificates that its certificate is checked against, a PEM file")
 	cmd.Flags().StringVar(&serverName, "server-name", "", "the name in that certificate, where it is not the address")
 	return cmd
+}
+
+// authorities reads what --ca names.
+func authorities(path string) (*x509.CertPool, error) {
+	pem, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading --ca: %w", err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("reading --ca: %s holds no PEM certificate", path)
+	}
+	return roots, nil
 }

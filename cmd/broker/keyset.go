@@ -207,7 +207,7 @@ func replaceFile(path string, content broker.Secret) error {
 }
 
 // replaceBy has a new file f beside target take its place, under the owner that
-// info tells and with this mode.
+// info tells, or ours if it is nil, and with this mode.
 func replaceBy(f *os.File, target string, info fs.FileInfo, mode fs.FileMode, content broker.Secret) error {
 	err := prepare(f, info, mode)
 	if err != nil {
@@ -225,10 +225,12 @@ func replaceBy(f *os.File, target string, info fs.FileInfo, mode fs.FileMode, co
 	return nil
 }
 
-// prepare gives a new file the owner that info tells, and this mode.
+// prepare gives a new file the owner that info tells, if any, and this mode.
 func prepare(f *os.File, info fs.FileInfo, mode fs.FileMode) error {
-	if err := keepOwner(f, info); err != nil {
-		return err
+	if info != nil {
+		if err := keepOwner(f, info); err != nil {
+			return err
+		}
 	}
 	return f.Chmod(mode)
 }

@@ -89,7 +89,7 @@ func newRoot() *cobra.Command {
 		}
 	}
 	add("server", newDev(), newServe(), newCheck(), newSandbox(), newHealthcheck())
-	add("caller", newToken(), newRefresh(), newRevoke(), newWhoami())
+	add("caller", newToken(), newWatch(), newRefresh(), newRevoke(), newWhoami())
 	add("operator", newProfiles(), newAuthorize(), newReset(), newClient(), newSecret(), newKeyset())
 	root.AddCommand(newVersion())
 	return root

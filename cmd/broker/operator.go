@@ -30,7 +30,7 @@ func newProfiles() *cobra.Command {
 				return usageError{fmt.Errorf("--output %q: use table or json", output)}
 			}
 			var profiles []*pb.Profile
-			err := c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) (err error) {
+			err := c.call(cmd, func(ctx context.Context, conn grpc.ClientConnInterface) (err error) {
 				admin := pb.NewProfileAdminClient(conn)
 				if len(args) == 1 {
 					r, err := admin.GetProfile(ctx, &pb.GetProfileRequest{Profile: args[0]})
@@ -138,7 +138,7 @@ func newReset() *cobra.Command {
 		Short: "Forget a remembered failure, after its cause is mended",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
+			return c.call(cmd, func(ctx context.Context, conn grpc.ClientConnInterface) error {
 				r, err := pb.NewProfileAdminClient(conn).ResetProfile(ctx, &pb.ResetProfileRequest{Profile: args[0]})
 				if err != nil {
 					return err
@@ -162,7 +162,7 @@ func newWhoami() *cobra.Command {
 				return usageError{fmt.Errorf("--output %q: use table or json", output)}
 			}
 			var who *pb.WhoAmIResponse
-			err := c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) (err error) {
+			err := c.call(cmd, func(ctx context.Context, conn grpc.ClientConnInterface) (err error) {
 				who, err = pb.NewTokenBrokerClient(conn).WhoAmI(ctx, &pb.WhoAmIRequest{})
 				return err
 			})

@@ -26,3 +26,9 @@ func keepOwner(f *os.File, like fs.FileInfo) error {
 	}
 	return nil
 }
+
+// isOurs reports whether a file belongs to the user that this process runs as.
+func isOurs(info fs.FileInfo) bool {
+	is, ok := info.Sys().(*syscall.Stat_t)
+	return ok && int64(is.Uid) == int64(os.Geteuid())
+}

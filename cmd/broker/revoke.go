@@ -21,7 +21,7 @@ func newRevoke() *cobra.Command {
 		Example: "  broker revoke invoices\n  broker revoke invoices --token 9f86d081884c7d65",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
+			return c.call(cmd, func(ctx context.Context, conn grpc.ClientConnInterface) error {
 				r, err := pb.NewTokenBrokerClient(conn).RevokeToken(ctx, &pb.RevokeTokenRequest{Profile: args[0], Scopes: scopes, TokenId: id})
 				if err != nil {
 					return err

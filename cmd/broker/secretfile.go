@@ -40,7 +40,7 @@ func (secretFiles) Write(path string, secret broker.Secret) error {
 	if err != nil {
 		return err
 	}
-	removeAbandoned(path)
+	removeAbandoned(path, newName, abandonedAfter)
 	return replaceBy(f, path, info, secretMode, secret)
 }
 
@@ -70,17 +70,17 @@ func beside(path string) (f *os.File, info fs.FileInfo, err error) {
 
 func newName(base string) string { return ".client-secret-" + base + "-" }
 
-// removeAbandoned removes the new files of path that have a secret in them, and
-// were left behind by a crash.
-func removeAbandoned(path string) {
+// removeAbandoned removes the new files of path, as name calls them, that have a
+// secret in them, and were left behind so long ago by a crash.
+func removeAbandoned(path string, name func(base string) string, after time.Duration) {
 	directory, base := filepath.Split(path)
 	entries, err := os.ReadDir(filepath.Clean(directory))
 	if err != nil {
 		return
 	}
 	for _, e := range entries {
-		random, ours := strings.CutPrefix(e.Name(), newName(base))
-		if info, err := e.Info(); ours && strings.Trim(random, "0123456789") == "" && err == nil && info.Mode().IsRegular() && time.Since(info.ModTime()) > abandonedAfter {
+		random, ours := strings.CutPrefix(e.Name(), name(base))
+		if info, err := e.Info(); ours && strings.Trim(random, "0123456789") == "" && err == nil && info.Mode().IsRegular() && time.Since(info.ModTime()) > after {
 			_ = os.Remove(filepath.Join(directory, e.Name())) // the next one tries again
 		}
 	}

@@ -429,7 +429,8 @@ func TestUsage(t *testing.T) {
 		{[]string{"serve", "--config", "/no/such/file"}, 2, "no such file"},
 		{[]string{"check", "--config", "/no/such/file", "--output", "xml"}, 2, "use text or json"},
 		{[]string{"nonsense"}, 2, "unknown command"},
-		{[]string{"watch", "invoices", "--address", "x"}, 2, "unknown command"},
+		{[]string{"follow", "invoices", "--address", "x"}, 2, "unknown command"},
+		{[]string{"watch", "invoices", "--remove"}, 2, "--remove goes with --file"},
 		{[]string{"token", "a", "--job", "a\xff"}, 2, "not valid UTF-8"},
 		{[]string{"sandbox", "--address", "0.0.0.0:0"}, 1, "loopback"},
 	} {

@@ -16,7 +16,7 @@ import (
 	pb "github.com/tokenbroker/tokenbroker/gen/tokenbroker/v1"
 )
 
-// demand holds what token and refresh have in common.
+// demand holds what token, refresh and watch have in common.
 type demand struct {
 	client
 	scopes      []string
@@ -28,6 +28,11 @@ type demand struct {
 
 func (d *demand) flags(cmd *cobra.Command) {
 	d.client.flags(cmd)
+	d.tokenFlags(cmd)
+}
+
+// tokenFlags say which token it is, and how it is shown.
+func (d *demand) tokenFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringSliceVar(&d.scopes, "scope", nil, "a scope of the profile, to get a token for fewer than all; may be repeated")
 	f.DurationVar(&d.minLifetime, "min-lifetime", 0, "how long the token must still live, for example 10m")
@@ -65,27 +70,37 @@ func (d *demand) jobMessage() *pb.Job {
 
 func newToken() *cobra.Command {
 	var d demand
+	var file string
 	cmd := &cobra.Command{
 		Use:     "token PROFILE",
 		Short:   "Print an access token of a profile",
-		Example: "  broker token invoices\n  curl -H \"$(broker token invoices --output header)\" https://vantage-eu.abbyy.com/api/publicapi/v1/skills",
+		Long:    "Print an access token of a profile, or write it into a file, for programs that only\nread files.\n\n" + aboutTheFile,
+		Example: "  broker token invoices\n  broker token invoices --job nightly-import --dedicated --file /run/token/invoices\n  curl -H \"$(broker token invoices --output header)\" https://vantage-eu.abbyy.com/api/publicapi/v1/skills",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := d.check(); err != nil {
 				return err
 			}
-			return d.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
+			to := tokenFile(file)
+			if err := to.check(); err != nil {
+				return err
+			}
+			return d.call(cmd, func(ctx context.Context, conn grpc.ClientConnInterface) error {
 				r, err := pb.NewTokenBrokerClient(conn).IssueToken(ctx, &pb.IssueTokenRequest{
 					Profile: args[0], Scopes: d.scopes, MinLifetime: d.lifetime(), Job: d.jobMessage(),
 				})
 				if err != nil {
 					return err
 				}
+				if to != "" {
+					return to.write(d.output, r.GetToken(), r.GetSource())
+				}
 				return printers[d.output](cmd.OutOrStdout(), r.GetToken(), r.GetSource())
 			})
 		},
 	}
 	d.flags(cmd)
+	fileFlag(cmd, &file)
 	return cmd
 }
 
@@ -105,7 +120,7 @@ func newRefresh() *cobra.Command {
 			if rejected == "" {
 				return usageError{errors.New("which token was refused? say --rejected ID")}
 			}
-			return d.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
+			return d.call(cmd, func(ctx context.Context, conn grpc.ClientConnInterface) error {
 				r, err := pb.NewTokenBrokerClient(conn).RefreshToken(ctx, &pb.RefreshTokenRequest{
 					Profile: args[0], Scopes: d.scopes, MinLifetime: d.lifetime(), Job: d.jobMessage(), RejectedTokenId: rejected,
 				})

@@ -1,0 +1,4 @@
+package client
+
+// WaitAfter is the schedule of attempts.
+var WaitAfter = waitAfter
