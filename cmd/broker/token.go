@@ -36,7 +36,7 @@ func (d *demand) tokenFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringSliceVar(&d.scopes, "scope", nil, "a scope of the profile, to get a token for fewer than all; may be repeated")
 	f.DurationVar(&d.minLifetime, "min-lifetime", 0, "how long the token must still live, for example 10m")
-	f.StringVar(&d.job, "job", "", "id of the batch job that asks")
+	f.Var((*jobID)(&d.job), "job", "id of the batch job that asks, the same one for each try of the same work")
 	f.BoolVar(&d.dedicated, "dedicated", false, "a token of the job's own, shared with no other")
 	f.StringVar(&d.output, "output", "token", "token, json, or header")
 }
@@ -51,7 +51,7 @@ func (d *demand) check() error {
 			return usageError{fmt.Errorf("--job and --scope take text: %q is not valid UTF-8", s)}
 		}
 	}
-	return nil
+	return hasJob(d.dedicated, d.job)
 }
 
 func (d *demand) lifetime() *durationpb.Duration {
