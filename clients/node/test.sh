@@ -3,4 +3,4 @@
 set -eu
 cd "$(dirname "$0")"
 node_modules/.bin/tsc --project .
-exec node --test --test-reporter=spec test/
+exec node --test --test-reporter=spec test/*.test.js

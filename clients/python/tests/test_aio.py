@@ -14,6 +14,9 @@ from token_broker.httpx import TokenAuth
 
 
 class TestAsyncio(unittest.IsolatedAsyncioTestCase):
+    async def asyncSetUp(self):
+        asyncio.get_running_loop().set_debug(False)  # as it is in programs
+
     def source(self, profile="invoices", **settings):
         source = TokenSource(profile, **settings)
         self.addAsyncCleanup(source.close)

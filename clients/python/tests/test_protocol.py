@@ -88,6 +88,15 @@ class TestProtocol(unittest.TestCase):
         broker = self.broker(WatchToken=watch)
         return broker
 
+    def test_a_report_that_fails_is_an_error_once(self):
+        broker = self.streams(made("a"))
+        broker.methods["RefreshToken"] = lambda n, context: refuse(context, grpc.StatusCode.PERMISSION_DENIED, "CALLER_DENIED")
+        source = self.source()
+        with self.assertRaisesRegex(token_broker.TokenBrokerError, "CALLER_DENIED"):
+            source.rejected(source.token())
+        self.assertIsNone(source.rejected(source.token()))
+        self.assertEqual(len(broker.named("RefreshToken")), 1)
+
     def test_the_request_says_what_is_wanted(self):
         broker = self.streams(made("a"))
         self.source(scopes=["x", "y"], min_lifetime=90.5, job="nightly", dedicated=True).token()
