@@ -1,5 +1,6 @@
 """The source on a broker that does what a real one seldom does."""
 
+import socket
 import tempfile
 import threading
 import time
@@ -13,6 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 import token_broker
 from stage import until
+from token_broker import _broker
 from token_broker._broker import message
 
 PREFIX = "/tokenbroker.v1.TokenBroker/"
@@ -60,6 +62,36 @@ class FakeBroker(grpc.GenericRpcHandler):
         """Keeps a stream open until its caller leaves, or the test ends."""
         context.add_callback(self.left.set)
         self.left.wait(60)
+
+
+class Relay:
+    """Passes bytes to a server, until it is frozen: then it is like a machine that has lost its power."""
+
+    def __init__(self, address):
+        self.address, self.frozen, self.sockets = address, threading.Event(), []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        while not self.frozen.is_set():
+            caller, _ = self.listener.accept()
+            server = socket.create_connection(self.address)
+            self.sockets += [caller, server]
+            for ends in ((caller, server), (server, caller)):
+                threading.Thread(target=self.copy, args=ends, daemon=True).start()
+
+    def copy(self, source, sink):
+        try:
+            while data := source.recv(1 << 16):
+                if not self.frozen.is_set():
+                    sink.sendall(data)
+        except OSError:
+            pass  # closed
+
+    def close(self):
+        for s in (self.listener, *self.sockets):
+            s.close()
 
 
 class TestProtocol(unittest.TestCase):
@@ -161,6 +193,21 @@ class TestProtocol(unittest.TestCase):
         self.assertEqual([source.rejected(source.token()) for _ in range(5)], [None] * 5)
         self.assertEqual(len(broker.named("RefreshToken")), 1)
 
+    def test_closing_ends_what_is_under_way(self):
+        entered, leave = threading.Event(), threading.Event()
+        self.addCleanup(leave.set)
+        broker = self.streams(made("a"))
+        broker.methods["RefreshToken"] = lambda n, context: entered.set() or leave.wait(60) and None
+        source = self.source()
+        token = source.token()
+        with ThreadPoolExecutor(1) as pool:
+            report = pool.submit(source.rejected, token)
+            entered.wait(30)
+            source.close()
+            with self.assertRaises(token_broker.TokenBrokerError) as caught:
+                report.result(10)
+        self.assertIs(caught.exception.code, grpc.StatusCode.CANCELLED)
+
     def test_unary_calls_are_tried_again_by_grpc_as_the_service_config_says(self):
         broker = self.streams(made("a"))
 
@@ -198,6 +245,22 @@ class TestProtocol(unittest.TestCase):
             source.token()
             time.sleep(0.01)
         self.assertIn(len(broker.calls), range(2, 7))  # after 0.1 + 0.2 + 0.4 s, and half of that at the least
+
+    def test_a_dead_connection_is_noticed_within_a_minute(self):
+        settings = dict(_broker._OPTIONS)
+        pings = {k: v for k, v in settings.items() if k in ("grpc.keepalive_time_ms", "grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms")}
+        self.assertLessEqual(settings["grpc.keepalive_time_ms"] + settings["grpc.keepalive_timeout_ms"], 60_000)
+        self.assertGreater(settings["grpc.keepalive_time_ms"], 10_000)  # what brokers tolerate
+        self.streams(made("a"))
+        relay = Relay(("127.0.0.1", int(self.address.rpartition(":")[2])))
+        self.addCleanup(relay.close)
+        hurried = [*(settings | {k: v // 20 for k, v in pings.items()}).items()]
+        with mock.patch.object(_broker, "_OPTIONS", hurried):  # a minute in three seconds
+            source = self.source(address=f"127.0.0.1:{relay.port}")
+            source.token()
+            with self.assertLogs("token_broker", "INFO") as logs:
+                relay.frozen.set()
+                until("a stream that has ended", lambda: logs.output, patience=3)
 
     def test_details_that_nobody_understands(self):
         def watch(n, context):

@@ -20,6 +20,7 @@ _OPTIONS = [
     # A dead connection is noticed within a minute, also while nothing is sent.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # without it some versions of grpcio wait 60 s, whatever the line above says
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.enable_http_proxy", 0),
     # Nothing is left over from earlier attempts, such as their back-off: the source has its own.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -30,13 +30,13 @@ class Source:
         self._broker = Broker(address=address, ca=ca, certificate=certificate, private_key=private_key, token_file=token_file)
         self._wanted: dict[str, Any] = {"profile": profile, "scopes": scopes}
         if min_lifetime:
-            self._wanted["min_lifetime"] = timedelta(seconds=min_lifetime)
+            self._wanted["min_lifetime"] = {"seconds": int(min_lifetime), "nanos": int(min_lifetime % 1 * 1e9)}
         if job or dedicated:
             self._wanted["job"] = {"id": job, "dedicated": dedicated}
         self._state = Following(profile)
         self._changed = threading.Condition()  # guards what is below, and changes of the state
         self._thread: threading.Thread | None = None  # None while nothing is to be done before somebody asks
-        self._channel: Any = None  # the thread's
+        self._channels: set[Any] = set()  # with calls under way
         self._pid = 0  # of the process that uses it
         self._closed = False
         self._report = threading.Lock()  # held by whoever reports a token
@@ -78,7 +78,7 @@ class Source:
             if not self._state.reportable(token):
                 return None
             try:
-                with self._broker.connect() as channel:
+                with self._connect() as channel:
                     response = self._call(channel, "RefreshToken", rejected_token_id=token.id)
             except Exception as e:
                 error = of(e)
@@ -95,8 +95,8 @@ class Source:
         with self._changed:
             self._closed = True
             self._tell()
-            thread, channel = self._thread, self._channel
-        if channel:
+            thread = self._thread
+        for channel in list(self._channels):
             channel.close()
         if thread:
             thread.join()
@@ -105,6 +105,17 @@ class Source:
         self._changed.notify_all()
         for listener in self._listeners:
             listener()
+
+    @contextmanager
+    def _connect(self) -> Iterator[Any]:
+        """Opens a channel, which _end closes: each looks at what the other has done before."""
+        with self._broker.connect() as channel:
+            self._channels.add(channel)
+            try:
+                self._check()
+                yield channel
+            finally:
+                self._channels.discard(channel)
 
     def _call(self, channel: Any, name: str, **more: str) -> Any:
         return method(channel, name)(message(f"{name}Request")(**self._wanted, **more), metadata=self._broker.metadata())
@@ -120,6 +131,8 @@ class Source:
                 wait = self._attempt()
             except Exception as e:
                 with self._changed:
+                    if self._closed:
+                        return
                     wait = self._state.failed(of(e))
                     if wait is None:
                         self._thread = None
@@ -127,9 +140,7 @@ class Source:
 
     def _attempt(self) -> float:
         """Takes tokens for as long as the stream brings them. Returns when to go on, if the broker knows no streams."""
-        with self._broker.connect() as channel:
-            self._channel = channel  # _end looks at it, after it has said that all is over
-            self._check()
+        with self._connect() as channel:
             try:
                 for response in self._call(channel, "WatchToken"):
                     with self._changed:
