@@ -1,6 +1,8 @@
 // The source, on a broker that does what a real one seldom does.
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { mock, test } from 'node:test';
@@ -147,15 +149,18 @@ test('unary calls are tried again by grpc as the service config says', async (t)
 
 test('a stream does not bring back a token that was reported', async (t) => {
   let stream;
-  const watch = ({ call }) => { stream = call; call.write(made('a')); };
+  const watch = ({ n, call }) => {
+    if (n > 1) return;
+    stream = call;
+    call.write(made('a'));
+  };
   const broker = await serve(t, { WatchToken: watch, RefreshToken: ({ callback }) => callback(null, made('b')) });
   const source = broker.open();
   await source.rejected(await source.token());
   stream.write(made('a'));
-  stream.write(made('c'));
-  const seen = [];
-  await until('the last one', async () => { seen.push((await source.token()).id); return seen.at(-1) === 'c'; });
-  assert.ok(!seen.includes('a'));
+  stream.emit('error', refusal(grpc.status.PERMISSION_DENIED, ''));
+  await until('the next stream, after all that the first one brought', async () => (await source.token()) && broker.count('WatchToken') === 2);
+  assert.equal((await source.token()).id, 'b');
 });
 
 test('streams that end at once are not opened in a loop', async (t) => {
@@ -166,6 +171,27 @@ test('streams that end at once are not opened in a loop', async (t) => {
   await until('a second', async () => (await source.token()) && performance.now() > end);
   const made_ = broker.asked.length; // after 0.1 + 0.2 + 0.4 s, and half of that at the least
   assert.ok(made_ >= 2 && made_ < 7, `${made_} calls`);
+});
+
+test('a 401 of a server that was not shown the token is not reported', async (t) => {
+  const broker = await serve(t, { WatchToken: streams('a'), RefreshToken: ({ callback }) => callback(null, made('b')) });
+  const source = broker.open();
+  const shown = [];
+  const listen = async (answer) => {
+    const server = createServer((request, response) => {
+      shown.push(request.headers.authorization);
+      answer(request, response);
+    });
+    t.after(() => server.close());
+    await once(server.listen(0, '127.0.0.1'), 'listening');
+    return `http://127.0.0.1:${server.address().port}`;
+  };
+  const other = await listen((_, response) => response.writeHead(401).end());
+  const api = await listen(({ url }, response) => (url === '/' ? response.writeHead(401).end() : response.writeHead(302, { location: other }).end()));
+  assert.equal((await source.fetch(`${api}/elsewhere`)).status, 401);
+  assert.deepEqual([shown, broker.count('RefreshToken')], [['Bearer secret of a', undefined], 0]);
+  assert.equal((await source.fetch(new Request(api, { headers: { 'x-mine': '1' } }))).status, 401);
+  assert.deepEqual([shown.slice(2), broker.count('RefreshToken')], [['Bearer secret of a', 'Bearer secret of b'], 1]);
 });
 
 test('details that nobody understands', async (t) => {
