@@ -210,12 +210,13 @@ impl Shared {
             let outcome = self.attempt().await;
             let token = self.state.borrow().token.clone();
             let brought = token.as_ref().map(Arc::as_ptr) != before.as_ref().map(Arc::as_ptr);
-            attempt = if brought { 0 } else { attempt + 1 };
+            attempt = if brought { 0 } else { attempt };
             match (outcome, token) {
                 (Err(e), _) => {
                     let helped = brought && !is_final(e.code) && began.elapsed() > MOMENT;
+                    attempt += 1;
                     let wait =
-                        if helped { Duration::ZERO } else { back_off(attempt) }.max(e.retry_after.unwrap_or_default());
+                        if helped { Duration::ZERO } else { back_off(attempt - 1) }.max(e.retry_after.unwrap_or_default());
                     *self.channel.lock().expect("nothing panics with it") = None; // the next attempt connects anew
                     self.rest(e, wait).await;
                 }
@@ -340,6 +341,6 @@ fn is_final(code: Code) -> bool {
 }
 
 fn back_off(attempt: u32) -> Duration {
-    let whole = LONGEST_WAIT.min(FIRST_WAIT * 2u32.pow(attempt.saturating_sub(1).min(10)));
+    let whole = LONGEST_WAIT.min(FIRST_WAIT * 2u32.pow(attempt.min(10)));
     whole.mul_f64(0.5 + 0.5 * random())
 }

@@ -52,8 +52,8 @@ public final class TokenSource implements AutoCloseable {
   /** How many attempts have failed, and how the last one did; null after one that brought a token. */
   private long failures;
   private TokenBrokerException failure;
-  /** The report under way or null, and when the next one may be made. */
-  private CompletableFuture<Optional<Token>> report;
+  /** The last report, and when the next one may be made if it is done. */
+  private CompletableFuture<Optional<Token>> report = CompletableFuture.completedFuture(Optional.empty());
   private long reportable = System.nanoTime();
 
   private TokenSource(WatchTokenRequest request, Connection connection) {
@@ -138,8 +138,8 @@ public final class TokenSource implements AutoCloseable {
       if (token != null && !token.id().equals(rejected.id()) && token.good()) {
         return Optional.of(token);
       }
-      if (report == null) {
-        if (closed || rejected.young() || System.nanoTime() - reportable < 0) {
+      if (report.isDone() && System.nanoTime() - reportable >= 0) {
+        if (closed || rejected.young()) {
           return Optional.empty();
         }
         report = new CompletableFuture<>();
@@ -164,7 +164,6 @@ public final class TokenSource implements AutoCloseable {
   }
 
   private void reported(Token rejected, ListenableFuture<RefreshTokenResponse> call) {
-    CompletableFuture<Optional<Token>> done;
     Token successor = null;
     TokenBrokerException e = null;
     try {
@@ -173,20 +172,18 @@ public final class TokenSource implements AutoCloseable {
       e = TokenBrokerException.of("reporting token " + rejected.id() + " of profile " + request.getProfile(), failed);
     }
     synchronized (this) {
-      done = report;
-      report = null;
-      if (e != null) {
-        reportable = System.nanoTime() + e.retryAfter().orElse(MOMENT).toNanos();
-      } else if (token == null || token.id().equals(rejected.id())) { // else the stream was faster
+      if (e == null && token != null && !token.id().equals(rejected.id())) {
+        successor = token; // the stream was faster
+      } else if (e == null) {
         take(successor);
       } else {
-        successor = token;
+        reportable = System.nanoTime() + e.retryAfter().orElse(MOMENT).toNanos();
       }
-    }
-    if (e == null || e.reason().equals("REFRESH_TOO_SOON")) {
-      done.complete(Optional.ofNullable(successor));
-    } else {
-      done.completeExceptionally(e);
+      if (e == null || e.reason().equals("REFRESH_TOO_SOON")) {
+        report.complete(Optional.ofNullable(successor));
+      } else {
+        report.completeExceptionally(e);
+      }
     }
   }
 
@@ -235,12 +232,12 @@ public final class TokenSource implements AutoCloseable {
       var before = token;
       e = attempt();
       var brought = token != before;
-      attempt = brought ? 0 : attempt + 1;
+      attempt = brought ? 0 : attempt;
       if (e == null) {
         pause = max(Duration.between(Instant.now(), token.refreshTime()), MOMENT);
       } else {
         var helped = brought && !FINAL.contains(e.code()) && System.nanoTime() - began > MOMENT.toNanos();
-        pause = max(helped ? Duration.ZERO : backOff(attempt), e.retryAfter().orElse(Duration.ZERO));
+        pause = max(helped ? Duration.ZERO : backOff(attempt++), e.retryAfter().orElse(Duration.ZERO));
         channel.enterIdle(); // the next attempt connects anew, and at once
       }
     } while (rest(pause, e));
@@ -285,7 +282,7 @@ public final class TokenSource implements AutoCloseable {
   }
 
   private static Duration backOff(int attempt) {
-    var whole = Math.min(LONGEST_WAIT.toNanos(), FIRST_WAIT.toNanos() << Math.min(attempt - 1, 10));
+    var whole = Math.min(LONGEST_WAIT.toNanos(), FIRST_WAIT.toNanos() << Math.min(attempt, 10));
     return Duration.ofNanos(whole / 2 + ThreadLocalRandom.current().nextLong(whole / 2));
   }
 
