@@ -49,7 +49,7 @@ pub struct Job {
 /// IssueTokenRequest says for what a token is needed.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct IssueTokenRequest {
-    /// Required. The profile's name: 1 to 64 of the characters a to z, 0 to 9, ".", "\_" and "-", the first and the last of
+    /// Required. The profile's name: 1 to 64 of the characters a to z, 0 to 9, ".", "_" and "-", the first and the last of
     /// them a letter or a digit.
     #[prost(string, tag = "1")]
     pub profile: ::prost::alloc::string::String,
@@ -190,7 +190,7 @@ pub struct Grant {
     /// anonymous caller can do without, "default".
     #[prost(string, tag = "2")]
     pub rule: ::prost::alloc::string::String,
-    /// The scopes to which the rule limits it, with "\*" for any number of characters. Empty if it limits them not at all.
+    /// The scopes to which the rule limits it, with "*" for any number of characters. Empty if it limits them not at all.
     #[prost(string, repeated, tag = "3")]
     pub scopes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
@@ -407,17 +407,6 @@ pub mod token_broker_client {
     #[derive(Debug, Clone)]
     pub struct TokenBrokerClient<T> {
         inner: tonic::client::Grpc<T>,
-    }
-    impl TokenBrokerClient<tonic::transport::Channel> {
-        /// Attempt to create a new client by connecting to a given endpoint.
-        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
-        where
-            D: TryInto<tonic::transport::Endpoint>,
-            D::Error: Into<StdError>,
-        {
-            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
-            Ok(Self::new(conn))
-        }
     }
     impl<T> TokenBrokerClient<T>
     where
