@@ -1,35 +1,17 @@
-use std::{
-    env, fs, io,
-    net::IpAddr,
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{env, fmt::Display, fs, net::IpAddr, path::PathBuf, time::Duration};
 
-use hyper_util::rt::TokioIo;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpStream, UnixStream, lookup_host},
-};
-use tokio_rustls::{
-    TlsConnector,
-    rustls::{
-        ClientConfig, RootCertStore,
-        crypto::ring,
-        pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
-    },
-};
+use tokio::net::lookup_host;
 use tonic::{
     Code, Request, Status,
     metadata::MetadataValue,
-    transport::{Channel, Endpoint},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
-use tower::service_fn;
 
-use crate::Error;
+use crate::{Error, retry::random, v1::token_broker_client::TokenBrokerClient};
+
+/// A connection that is silent this long is asked for a sign of life, which has to come within PATIENCE.
+const SILENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What to follow, and where. `Config { scopes: vec!["read".into()], ..Config::new("invoices") }` changes some of it.
 #[derive(Clone, Debug)]
@@ -79,138 +61,82 @@ impl Config {
         }
     }
 
-    fn host(&self) -> &str {
-        let host = self.address.rsplit_once(':').map_or(&*self.address, |(host, _)| host);
-        host.trim_start_matches('[').trim_end_matches(']')
-    }
-
-    /// Tells whether TLS is not needed: nothing asks for it, and the broker is on this machine.
-    fn plain(&self) -> bool {
-        let host = self.host();
-        let local = self.address.starts_with("unix:")
-            || host == "localhost"
-            || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
-        local && self.ca.is_none() && self.certificate.is_none() && self.private_key.is_none()
-    }
-
-    /// Reads the files.
-    fn tls(&self) -> Result<ClientConfig, Box<dyn std::error::Error + Send + Sync>> {
-        let read = |path: &PathBuf, e: &dyn std::fmt::Display| format!("reading {}: {e}", path.display());
-        let certificates = |path: &PathBuf| {
-            let all = CertificateDer::pem_file_iter(path)
-                .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-                .map_err(|e| read(path, &e))?;
-            if all.is_empty() { Err(read(path, &"no certificate")) } else { Ok(all) }
-        };
-        let mut roots = RootCertStore::empty();
-        match &self.ca {
-            Some(path) => certificates(path)?.into_iter().try_for_each(|c| roots.add(c)).map_err(|e| read(path, &e))?,
-            None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
-        }
-        let config = ClientConfig::builder_with_provider(ring::default_provider().into())
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots);
-        let mut config = match (&self.certificate, &self.private_key) {
-            (Some(certificate), Some(key)) => config
-                .with_client_auth_cert(
-                    certificates(certificate)?,
-                    PrivateKeyDer::from_pem_file(key).map_err(|e| read(key, &e))?,
-                )
-                .map_err(|e| read(certificate, &e))?,
-            (None, None) => config.with_no_client_auth(),
-            _ => return Err("certificate and private_key go together".into()),
-        };
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(config)
-    }
-}
-
-trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
-
-/// Makes channels to one broker.
-pub(crate) struct Connector {
-    config: Arc<Config>,
-    endpoint: Endpoint,
-    /// Which address of the broker's name is next: connections go round.
-    next: Arc<AtomicUsize>,
-}
-
-impl Connector {
     /// Checks all that can be wrong before a connection is made.
-    pub(crate) fn new(config: Arc<Config>) -> Result<Connector, Error> {
-        let wrong = |e: &dyn std::fmt::Display| Error::new(Code::InvalidArgument, format!("broker {}: {e}", config.address));
-        if !config.plain() {
-            config.tls().map_err(|e| wrong(&e))?;
-        }
-        let unix = config.address.starts_with("unix:");
-        let authority = if unix { "localhost" } else { &config.address };
-        // TLS is the connector's: the scheme that the endpoint has keeps tonic, should it be built with TLS, from adding more.
-        let scheme = if config.plain() { "http" } else { "https" };
-        let endpoint = Endpoint::try_from(format!("http://{authority}")).map_err(|e| wrong(&e))?;
-        let origin = format!("{scheme}://{authority}").parse().map_err(|e| wrong(&e))?;
-        let endpoint = endpoint
-            .origin(origin)
-            .user_agent("token-broker-client-rust")
-            .map_err(|e| wrong(&e))?
-            .connect_timeout(Duration::from_secs(10))
-            .http2_keep_alive_interval(Duration::from_secs(30))
-            .keep_alive_timeout(Duration::from_secs(10));
-        Ok(Connector { endpoint, next: Arc::new(AtomicUsize::new((crate::retry::random() * 1e6) as usize)), config })
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        self.endpoint(&self.address).map(drop).map_err(|e| Error::new(Code::InvalidArgument, e))
     }
 
-    /// Opens a channel. It connects when it is used, and again when the connection is lost.
-    pub(crate) fn open(&self) -> Channel {
-        let (config, next) = (self.config.clone(), self.next.clone());
-        self.endpoint.connect_with_connector_lazy(service_fn(move |_| connect(config.clone(), next.clone())))
+    /// Makes a connection with the files of this moment, to any of the addresses that the broker's name has.
+    pub(crate) async fn connect(&self) -> Result<TokenBrokerClient<Channel>, Status> {
+        let failed = |e: &dyn Display| Status::unavailable(format!("connecting to {}: {e}", self.address));
+        let mut addresses = vec![self.address.clone()];
+        if !self.unix() {
+            addresses = lookup_host(&self.address).await.map_err(|e| failed(&e))?.map(|a| a.to_string()).collect();
+            let first = (addresses.len() as f64 * random()) as usize;
+            addresses.rotate_left(first);
+        }
+        let mut status = failed(&"the name has no address");
+        for address in addresses {
+            match self.endpoint(&address).map_err(|e| failed(&e))?.connect().await {
+                Ok(channel) => return Ok(TokenBrokerClient::new(channel)),
+                Err(e) => status = failed(&chain(&e)),
+            }
+        }
+        Err(status)
     }
 
     /// Makes a request of a message, with the bearer token if there is one.
     pub(crate) fn request<T>(&self, message: T) -> Result<Request<T>, Status> {
         let mut request = Request::new(message);
-        if let Some(path) = &self.config.token_file {
-            let refused = |e: &dyn std::fmt::Display| Status::unauthenticated(format!("reading {}: {e}", path.display()));
-            let token = fs::read_to_string(path).map_err(|e| refused(&e))?;
+        if let Some(path) = &self.token_file {
+            let failed = |e: &dyn Display| Status::unauthenticated(format!("reading {}: {e}", path.display()));
+            let token = fs::read_to_string(path).map_err(|e| failed(&e))?;
             let mut value =
-                MetadataValue::try_from(format!("Bearer {}", token.trim())).map_err(|_| refused(&"not a token"))?;
+                MetadataValue::try_from(format!("Bearer {}", token.trim())).map_err(|_| failed(&"not a token"))?;
             value.set_sensitive(true);
             request.metadata_mut().insert("authorization", value);
         }
         Ok(request)
     }
-}
 
-async fn connect(
-    config: Arc<Config>,
-    next: Arc<AtomicUsize>,
-) -> Result<TokioIo<Box<dyn Io>>, Box<dyn std::error::Error + Send + Sync>> {
-    let stream: Box<dyn Io> = match config.address.strip_prefix("unix:") {
-        Some(path) => Box::new(UnixStream::connect(path.strip_prefix("//").unwrap_or(path)).await?),
-        None => Box::new(dial(&config.address, next.fetch_add(1, Ordering::Relaxed)).await?),
-    };
-    if config.plain() {
-        return Ok(TokioIo::new(stream));
+    fn unix(&self) -> bool {
+        self.address.starts_with("unix:")
     }
-    let host = if config.address.starts_with("unix:") { "localhost" } else { config.host() };
-    let connector = TlsConnector::from(Arc::new(config.tls()?));
-    let stream = connector.connect(ServerName::try_from(host.to_owned())?, stream).await?;
-    if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
-        return Err("the server does not speak HTTP/2 over TLS".into());
-    }
-    Ok(TokioIo::new(Box::new(stream)))
-}
 
-/// Tries the addresses of a name, beginning with another one each time.
-async fn dial(address: &str, first: usize) -> io::Result<TcpStream> {
-    let mut addresses: Vec<_> = lookup_host(address).await?.collect();
-    let n = addresses.len().max(1);
-    addresses.rotate_left(first % n);
-    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for one in addresses {
-        match TcpStream::connect(one).await {
-            Ok(stream) => return stream.set_nodelay(true).map(|()| stream),
-            Err(e) => failed = e,
+    /// How an address of the broker is reached.
+    fn endpoint(&self, address: &str) -> Result<Endpoint, String> {
+        let host = self.address.rsplit_once(':').map_or(&*self.address, |(host, _)| host).trim_matches(['[', ']']);
+        let local = self.unix() || host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+        let plain = local && self.ca.is_none() && self.certificate.is_none() && self.private_key.is_none();
+        let scheme = if plain { "http" } else { "https" };
+        let uri = |address: &str| if self.unix() { address.into() } else { format!("{scheme}://{address}") };
+        let wrong = |e: &dyn std::error::Error| format!("{}: {}", self.address, chain(e));
+        let mut endpoint = Endpoint::from_shared(uri(address)).map_err(|e| wrong(&e))?;
+        if !self.unix() {
+            endpoint = endpoint.origin(uri(&self.address).parse().map_err(|e| wrong(&e))?);
+        }
+        if !plain {
+            endpoint = endpoint.tls_config(self.tls()?.domain_name(host)).map_err(|e| wrong(&e))?;
+        }
+        let endpoint = endpoint.user_agent("token-broker-client-rust").map_err(|e| wrong(&e))?;
+        Ok(endpoint.connect_timeout(PATIENCE).http2_keep_alive_interval(SILENCE).keep_alive_timeout(PATIENCE))
+    }
+
+    fn tls(&self) -> Result<ClientTlsConfig, String> {
+        let read = |path: &PathBuf| fs::read(path).map_err(|e| format!("reading {}: {e}", path.display()));
+        let tls = match &self.ca {
+            Some(path) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(path)?)),
+            None => ClientTlsConfig::new().with_native_roots(),
+        };
+        match (&self.certificate, &self.private_key) {
+            (Some(certificate), Some(key)) => Ok(tls.identity(Identity::from_pem(read(certificate)?, read(key)?))),
+            (None, None) => Ok(tls),
+            _ => Err("certificate and private_key go together".into()),
         }
     }
-    Err(failed)
+}
+
+/// An error with its causes.
+fn chain(e: &dyn std::error::Error) -> String {
+    e.source().map_or(e.to_string(), |cause| format!("{e}: {}", chain(cause)))
 }

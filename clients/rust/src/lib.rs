@@ -6,7 +6,7 @@
 //! # async fn example() -> Result<(), token_broker_client::Error> {
 //! let source = TokenSource::new(Config::new("invoices"))?;
 //! let token = source.token().await?; // a look into memory, but for the first time
-//! println!("{token:?} ends at {:?}", token.expire_time()); // shows its id only
+//! println!("{token:?} ends at {:?}", token.expire_time); // shows its id only
 //! # Ok(())
 //! # }
 //! ```

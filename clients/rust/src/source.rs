@@ -10,13 +10,12 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status};
 
 use crate::{
-    Config, Error, Token,
-    connection::Connector,
+    Config, Error, Job, Token,
     retry::{Retry, random, settled},
-    v1::{self, token_broker_client::TokenBrokerClient},
+    v1,
 };
 
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -47,9 +46,8 @@ impl Drop for Handle {
 
 /// What the source, the task that follows and those that report have in common.
 struct Shared {
-    config: Arc<Config>,
-    connector: Connector,
-    channel: Mutex<Option<Channel>>,
+    config: Config,
+    request: v1::WatchTokenRequest,
     retry: Retry,
     state: watch::Sender<State>,
     /// Held while a report is made; has until when none is, and what those who wait until then are told.
@@ -75,12 +73,16 @@ impl State {
 impl TokenSource {
     /// Makes a source. It connects when it is used. Fails if a file is missing or damaged.
     pub fn new(config: Config) -> Result<TokenSource, Error> {
-        let config = Arc::new(config);
+        config.check()?;
         let state = State { token: None, failures: 0, failure: None, parked: None };
         let shared = Arc::new(Shared {
-            connector: Connector::new(config.clone())?,
+            request: v1::WatchTokenRequest {
+                profile: config.profile.clone(),
+                scopes: config.scopes.clone(),
+                min_lifetime: config.min_lifetime.try_into().ok(),
+                job: config.job.clone().map(|Job { id, dedicated }| v1::Job { id, dedicated }),
+            },
             config,
-            channel: Mutex::default(),
             retry: Retry::new(),
             state: watch::Sender::new(state),
             report: AsyncMutex::default(),
@@ -132,7 +134,7 @@ impl TokenSource {
     /// Reports that a resource server has answered 401 to a token: to the broker once, however many report the same.
     /// Returns the successor, or none if the token is so young that another one would hardly fare better.
     pub async fn rejected(&self, rejected: &Token) -> Result<Option<Arc<Token>>, Error> {
-        let (shared, id, young) = (self.0.shared.clone(), rejected.id().to_owned(), rejected.young());
+        let (shared, id, young) = (self.0.shared.clone(), rejected.id.to_owned(), rejected.young());
         if let Some(other) = shared.other_than(&id) {
             return Ok(Some(other));
         }
@@ -188,17 +190,12 @@ impl Shared {
         format!("watching the token of profile {}", self.config.profile)
     }
 
-    fn broker(&self) -> TokenBrokerClient<Channel> {
-        let mut channel = self.channel.lock().expect("nothing panics with it");
-        TokenBrokerClient::new(channel.get_or_insert_with(|| self.connector.open()).clone())
-    }
-
     fn take(&self, token: Token) {
         self.state.send_modify(|state| (state.token, state.failure) = (Some(token.into()), None));
     }
 
     fn other_than(&self, id: &str) -> Option<Arc<Token>> {
-        self.state.borrow().token.clone().filter(|t| t.id() != id && t.good())
+        self.state.borrow().token.clone().filter(|t| t.id != id && t.good())
     }
 
     /// Attempts, each with a stream, for as long as the source is there.
@@ -217,11 +214,10 @@ impl Shared {
                     attempt += 1;
                     let wait =
                         if helped { Duration::ZERO } else { back_off(attempt - 1) }.max(e.retry_after.unwrap_or_default());
-                    *self.channel.lock().expect("nothing panics with it") = None; // the next attempt connects anew
                     self.rest(e, wait).await;
                 }
                 (Ok(()), Some(token)) => {
-                    sleep(token.refresh_time().duration_since(SystemTime::now()).unwrap_or_default().max(MOMENT)).await;
+                    sleep(token.refresh_time.duration_since(SystemTime::now()).unwrap_or_default().max(MOMENT)).await;
                 }
                 (Ok(()), None) => unreachable!("it has brought one"),
             }
@@ -238,13 +234,9 @@ impl Shared {
             return Err(Error::of(&self.doing(), &status));
         }
         let issued = self.retry.unary(|| async {
-            let request = self.connector.request(v1::IssueTokenRequest {
-                profile: self.config.profile.clone(),
-                scopes: self.config.scopes.clone(),
-                min_lifetime: self.min_lifetime(),
-                job: self.job(),
-            })?;
-            self.broker().issue_token(request).await
+            let v1::WatchTokenRequest { profile, scopes, min_lifetime, job } = self.request.clone();
+            let request = v1::IssueTokenRequest { profile, scopes, min_lifetime, job };
+            self.config.connect().await?.issue_token(self.config.request(request)?).await
         });
         let doing = |status| Error::of(&format!("requesting a token for profile {}", self.config.profile), &status);
         self.take(issued.await.and_then(|r| r.token.try_into()).map_err(doing)?);
@@ -252,13 +244,8 @@ impl Shared {
     }
 
     async fn watch(&self) -> Result<(), Status> {
-        let request = self.connector.request(v1::WatchTokenRequest {
-            profile: self.config.profile.clone(),
-            scopes: self.config.scopes.clone(),
-            min_lifetime: self.min_lifetime(),
-            job: self.job(),
-        })?;
-        let mut stream = self.broker().watch_token(request).await?.into_inner();
+        let request = self.config.request(self.request.clone())?;
+        let mut stream = self.config.connect().await?.watch_token(request).await?.into_inner();
         while let Some(next) = stream.message().await? {
             self.take(next.token.try_into()?);
         }
@@ -293,20 +280,15 @@ impl Shared {
             _ => {}
         }
         let refreshed = self.retry.unary(|| async {
-            let request = self.connector.request(v1::RefreshTokenRequest {
-                profile: self.config.profile.clone(),
-                scopes: self.config.scopes.clone(),
-                min_lifetime: self.min_lifetime(),
-                job: self.job(),
-                rejected_token_id: id.to_owned(),
-            })?;
-            self.broker().refresh_token(request).await
+            let v1::WatchTokenRequest { profile, scopes, min_lifetime, job } = self.request.clone();
+            let request = v1::RefreshTokenRequest { profile, scopes, min_lifetime, job, rejected_token_id: id.to_owned() };
+            self.config.connect().await?.refresh_token(self.config.request(request)?).await
         });
         match refreshed.await.and_then(|r| Token::try_from(r.token)) {
             Ok(successor) => {
                 let mut successor = Arc::new(successor);
                 self.state.send_if_modified(|state| match &state.token {
-                    Some(t) if t.id() != id => {
+                    Some(t) if t.id != id => {
                         successor = t.clone(); // the stream was faster
                         false
                     }
@@ -324,14 +306,6 @@ impl Shared {
                 told.map_or(Ok(None), Err)
             }
         }
-    }
-
-    fn min_lifetime(&self) -> Option<prost_types::Duration> {
-        self.config.min_lifetime.try_into().ok()
-    }
-
-    fn job(&self) -> Option<v1::Job> {
-        self.config.job.as_ref().map(|job| v1::Job { id: job.id.clone(), dedicated: job.dedicated })
     }
 }
 

@@ -11,14 +11,20 @@ use crate::v1;
 /// An access token. It hides itself: its Debug shows the id, which is safe to log.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token {
+    /// The first 16 hexadecimal digits of its SHA-256.
+    pub id: String,
+    /// How to present it, usually `Bearer`.
+    pub token_type: String,
+    /// When it was asked for.
+    pub issue_time: SystemTime,
+    /// When its successor is due.
+    pub refresh_time: SystemTime,
+    /// When it ends.
+    pub expire_time: SystemTime,
+    /// What it allows.
+    pub scopes: Vec<String>,
     access_token: String,
-    token_type: String,
     authorization: HeaderValue,
-    id: String,
-    issue_time: SystemTime,
-    refresh_time: SystemTime,
-    expire_time: SystemTime,
-    scopes: Vec<String>,
 }
 
 impl Token {
@@ -26,33 +32,10 @@ impl Token {
     pub fn access_token(&self) -> &str {
         &self.access_token
     }
-    /// How to present it, usually `Bearer`.
-    pub fn token_type(&self) -> &str {
-        &self.token_type
-    }
+
     /// The value of the header `authorization`, marked as sensitive.
     pub fn authorization(&self) -> HeaderValue {
         self.authorization.clone()
-    }
-    /// The first 16 hexadecimal digits of its SHA-256.
-    pub fn id(&self) -> &str {
-        &self.id
-    }
-    /// When it was asked for.
-    pub fn issue_time(&self) -> SystemTime {
-        self.issue_time
-    }
-    /// When its successor is due.
-    pub fn refresh_time(&self) -> SystemTime {
-        self.refresh_time
-    }
-    /// When it ends.
-    pub fn expire_time(&self) -> SystemTime {
-        self.expire_time
-    }
-    /// What it allows.
-    pub fn scopes(&self) -> &[String] {
-        &self.scopes
     }
 
     /// Tells whether it is good: not within 10 seconds of its end, or a tenth of its life if that is less.

@@ -98,10 +98,10 @@ async fn the_token_is_issued_and_issued_again_when_that_is_due() {
     assert_eq!(first.access_token(), "token 2");
     fs::write(&file, "second").unwrap();
     while source.token().await.unwrap() == first {
-        assert!(first.issue_time().elapsed().unwrap() < Duration::from_secs(20), "no successor");
+        assert!(first.issue_time.elapsed().unwrap() < Duration::from_secs(20), "no successor");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert!(first.refresh_time().elapsed().is_ok(), "asked again before refresh_time");
+    assert!(first.refresh_time.elapsed().is_ok(), "asked again before refresh_time");
     let _ = fs::remove_file(file);
     let calls = calls.lock().unwrap();
     let want = [("WatchToken", "first"), ("IssueToken", "first"), ("WatchToken", "second"), ("IssueToken", "second")];
