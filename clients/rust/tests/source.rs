@@ -20,6 +20,15 @@ async fn id(source: &TokenSource) -> String {
     source.token().await.unwrap().id.to_owned()
 }
 
+/// Asks for some time: the token at hand is good enough for everybody.
+async fn stays(source: &TokenSource, id: &str) {
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_millis(500) {
+        assert_eq!(source.token_within(Duration::ZERO).await.unwrap().id, id);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 #[tokio::test]
 async fn a_million_tokens_are_one_call() {
     let (watched, source) = (get("/calls").await, invoices());
@@ -61,11 +70,7 @@ async fn the_broker_goes_away_and_comes_back() {
     for end in ["/broker/stop", "/broker/kill"] {
         let first = id(&source).await;
         post(end).await;
-        let down = Instant::now();
-        while down.elapsed() < Duration::from_millis(500) {
-            assert_eq!(source.token_within(Duration::ZERO).await.unwrap().id, first);
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        stays(&source, &first).await;
         let nobody = invoices().token().await.unwrap_err();
         assert_eq!(nobody.code, Code::Unavailable, "{nobody}");
         post("/broker/start").await; // with nothing in its memory
@@ -82,8 +87,13 @@ async fn a_new_certificate_is_used() {
     let first = id(&source).await;
     let seen = get("/callers").await.as_array().unwrap().len();
     post("/broker/stop").await;
-    post("/certificate?as=worker2").await;
+    let file = std::env::var("BROKER_CERTIFICATE").unwrap();
+    fs::remove_file(&file).unwrap(); // as a rotation may for a moment
     post("/broker/start").await; // with nothing in its memory
+    stays(&source, &first).await;
+    let e = TokenSource::new(Config::new("invoices")).unwrap_err();
+    assert!(e.code == Code::InvalidArgument && e.to_string().contains(&file), "{e}");
+    post("/certificate?as=worker2").await;
     until("the token of the new broker", async || source.token_within(Duration::ZERO).await.unwrap().id != first).await;
     post("/broker/stop").await; // a stream has its line in the audit log when it ends
     let callers = get("/callers").await;

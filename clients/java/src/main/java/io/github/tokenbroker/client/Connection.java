@@ -69,7 +69,8 @@ record Connection(String address, Path ca, Path certificate, Path privateKey, Pa
       }
       return builder.build();
     } catch (SSLException | IllegalArgumentException e) {
-      throw new IllegalArgumentException("reading " + ca + ", " + certificate + " and " + privateKey + " (PEM, PKCS #8): " + e.getMessage(), e);
+      var cause = e.getCause() == null ? "" : ": " + e.getCause().getMessage();
+      throw new IllegalArgumentException("TLS to " + address + ": " + e.getMessage() + cause, e);
     }
   }
 
