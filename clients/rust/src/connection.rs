@@ -39,6 +39,7 @@ pub struct Config {
 /// A unit of batch work.
 #[derive(Clone, Debug)]
 pub struct Job {
+    /// The same for a retry of the same work.
     pub id: String,
     /// Asks for a token of the job's own.
     pub dedicated: bool,
@@ -47,13 +48,14 @@ pub struct Job {
 impl Config {
     /// All that a profile allows, at the broker that the environment names.
     pub fn new(profile: impl Into<String>) -> Config {
-        let file = |name| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let set = |name| env::var_os(name).filter(|v| !v.is_empty());
+        let file = |name| set(name).map(PathBuf::from);
         Config {
             profile: profile.into(),
             scopes: Vec::new(),
             min_lifetime: Duration::ZERO,
             job: None,
-            address: env::var("BROKER_ADDRESS").unwrap_or_else(|_| "127.0.0.1:7443".into()),
+            address: set("BROKER_ADDRESS").map_or("127.0.0.1:7443".into(), |a| a.to_string_lossy().into()),
             ca: file("BROKER_CA"),
             certificate: file("BROKER_CERTIFICATE"),
             private_key: file("BROKER_PRIVATE_KEY"),

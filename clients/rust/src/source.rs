@@ -207,13 +207,15 @@ impl Shared {
             let outcome = self.attempt().await;
             let token = self.state.borrow().token.clone();
             let brought = token.as_ref().map(Arc::as_ptr) != before.as_ref().map(Arc::as_ptr);
-            attempt = if brought { 0 } else { attempt };
+            if brought {
+                attempt = 0;
+            }
             match (outcome, token) {
                 (Err(e), _) => {
                     let helped = brought && !is_final(e.code) && began.elapsed() > MOMENT;
+                    let wait = if helped { Duration::ZERO } else { back_off(attempt) };
+                    let wait = wait.max(e.retry_after.unwrap_or_default());
                     attempt += 1;
-                    let wait =
-                        if helped { Duration::ZERO } else { back_off(attempt - 1) }.max(e.retry_after.unwrap_or_default());
                     self.rest(e, wait).await;
                 }
                 (Ok(()), Some(token)) => {

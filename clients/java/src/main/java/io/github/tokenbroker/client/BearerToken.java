@@ -24,6 +24,7 @@ public final class BearerToken extends CallCredentials {
 
   private final Header header;
 
+  /** Uses a source, which stays the caller's to close. */
   public BearerToken(TokenSource source) {
     this(() -> source.token().authorization());
   }

@@ -17,6 +17,7 @@ public final class TokenHttpClient {
   private final HttpClient client;
   private final TokenSource source;
 
+  /** Uses a source, which stays the caller's to close. */
   public TokenHttpClient(HttpClient client, TokenSource source) {
     this.client = client;
     this.source = source;

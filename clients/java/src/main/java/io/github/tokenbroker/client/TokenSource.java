@@ -10,7 +10,6 @@ import java.time.Duration;
 import java.time.Instant;
 import java.util.EnumSet;
 import java.util.List;
-import java.util.Map;
 import java.util.Optional;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.ExecutionException;
@@ -71,6 +70,7 @@ public final class TokenSource implements AutoCloseable {
     return builder(profile).build();
   }
 
+  /** Returns what makes a source that is not like that in all. */
   public static Builder builder(String profile) {
     return new Builder(profile);
   }
@@ -231,10 +231,11 @@ public final class TokenSource implements AutoCloseable {
       var began = System.nanoTime();
       var before = token;
       e = attempt();
-      var brought = token != before;
+      var now = token;
+      var brought = now != before;
       attempt = brought ? 0 : attempt;
       if (e == null) {
-        pause = max(Duration.between(Instant.now(), token.refreshTime()), MOMENT);
+        pause = now == null ? MOMENT : max(Duration.between(Instant.now(), now.refreshTime()), MOMENT); // null when closed
       } else {
         var helped = brought && !FINAL.contains(e.code()) && System.nanoTime() - began > MOMENT.toNanos();
         pause = max(helped ? Duration.ZERO : backOff(attempt++), e.retryAfter().orElse(Duration.ZERO));
@@ -292,21 +293,19 @@ public final class TokenSource implements AutoCloseable {
 
   /** What to follow, and where. What is not set comes from the environment: {@code BROKER_ADDRESS} and so on. */
   public static final class Builder {
-    private static final Map<String, String> ENVIRONMENT = System.getenv();
     private final WatchTokenRequest.Builder request = WatchTokenRequest.newBuilder();
-    private String address = ENVIRONMENT.getOrDefault("BROKER_ADDRESS", "127.0.0.1:7443");
-    private Path ca = file("BROKER_CA");
-    private Path certificate = file("BROKER_CERTIFICATE");
-    private Path privateKey = file("BROKER_PRIVATE_KEY");
-    private Path tokenFile = file("BROKER_TOKEN_FILE");
+    private String address = environment("BROKER_ADDRESS").orElse("127.0.0.1:7443");
+    private Path ca = environment("BROKER_CA").map(Path::of).orElse(null);
+    private Path certificate = environment("BROKER_CERTIFICATE").map(Path::of).orElse(null);
+    private Path privateKey = environment("BROKER_PRIVATE_KEY").map(Path::of).orElse(null);
+    private Path tokenFile = environment("BROKER_TOKEN_FILE").map(Path::of).orElse(null);
 
     private Builder(String profile) {
       request.setProfile(profile);
     }
 
-    private static Path file(String variable) {
-      var name = ENVIRONMENT.getOrDefault(variable, "");
-      return name.isEmpty() ? null : Path.of(name);
+    private static Optional<String> environment(String variable) {
+      return Optional.ofNullable(System.getenv(variable)).filter(v -> !v.isEmpty());
     }
 
     /** The broker: {@code host:port}, or {@code unix:/path}. */

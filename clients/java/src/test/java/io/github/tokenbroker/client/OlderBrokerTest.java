@@ -35,6 +35,8 @@ import tokenbroker.v1.TokenBrokerGrpc;
 import tokenbroker.v1.TokenBrokerOuterClass;
 import tokenbroker.v1.TokenBrokerOuterClass.IssueTokenRequest;
 import tokenbroker.v1.TokenBrokerOuterClass.IssueTokenResponse;
+import tokenbroker.v1.TokenBrokerOuterClass.RefreshTokenRequest;
+import tokenbroker.v1.TokenBrokerOuterClass.RefreshTokenResponse;
 import tokenbroker.v1.TokenBrokerOuterClass.WhoAmIRequest;
 import tokenbroker.v1.TokenBrokerOuterClass.WhoAmIResponse;
 
@@ -45,6 +47,9 @@ class OlderBrokerTest {
   /** The calls that it got: method and authorization. */
   private final List<String> calls = new CopyOnWriteArrayList<>();
 
+  /** In how many seconds the successor of a token is due. */
+  private volatile int due = 3600;
+
   @TempDir private Path dir;
   private Server broker;
   private TokenSource source;
@@ -52,11 +57,24 @@ class OlderBrokerTest {
   private final class Older extends TokenBrokerGrpc.TokenBrokerImplBase implements ServerInterceptor {
     @Override
     public void issueToken(IssueTokenRequest request, StreamObserver<IssueTokenResponse> answer) {
-      var now = Instant.now();
-      answer.onNext(IssueTokenResponse.newBuilder().setToken(TokenBrokerOuterClass.Token.newBuilder()
-          .setAccessToken("token " + calls.size()).setTokenType("Bearer").setId("" + calls.size())
-          .setIssueTime(time(now)).setRefreshTime(time(now.plusSeconds(1))).setExpireTime(time(now.plusSeconds(3600)))).build());
+      answer.onNext(IssueTokenResponse.newBuilder().setToken(another()).build());
       answer.onCompleted();
+    }
+
+    @Override
+    public void refreshToken(RefreshTokenRequest request, StreamObserver<RefreshTokenResponse> answer) {
+      if (refreshed() < 4) {
+        answer.onError(Status.UNAVAILABLE.asRuntimeException());
+      } else {
+        answer.onNext(RefreshTokenResponse.newBuilder().setToken(another()).build());
+        answer.onCompleted();
+      }
+    }
+
+    private TokenBrokerOuterClass.Token another() {
+      var now = Instant.now();
+      return TokenBrokerOuterClass.Token.newBuilder().setAccessToken("token " + calls.size()).setTokenType("Bearer").setId("" + calls.size())
+          .setIssueTime(time(now.minusSeconds(60))).setRefreshTime(time(now.plusSeconds(due))).setExpireTime(time(now.plusSeconds(7200))).build();
     }
 
     @Override
@@ -70,6 +88,10 @@ class OlderBrokerTest {
       calls.add(call.getMethodDescriptor().getBareMethodName() + " " + headers.get(AUTHORIZATION));
       return next.startCall(call, headers);
     }
+  }
+
+  private long refreshed() {
+    return calls.stream().filter(c -> c.startsWith("RefreshToken ")).count();
   }
 
   private static Timestamp time(Instant t) {
@@ -96,6 +118,7 @@ class OlderBrokerTest {
 
   @Test
   void theTokenIsIssuedAndIssuedAgainWhenThatIsDue() throws Exception {
+    due = 1;
     var first = source.token();
     assertEquals("token 2", first.accessToken());
     Files.writeString(dir.resolve("token"), "second");
@@ -104,6 +127,14 @@ class OlderBrokerTest {
     assertEquals(
         List.of("WatchToken Bearer first", "IssueToken Bearer first", "WatchToken Bearer second", "IssueToken Bearer second"),
         calls.subList(0, 4));
+  }
+
+  @Test
+  void aReportIsTriedFourTimesByTheServiceConfig() throws Exception {
+    var refused = source.token();
+    var successors = TokenSourceTest.atOnce(20, () -> source.rejected(refused).orElseThrow().id());
+    assertEquals(1, successors.stream().distinct().count(), successors::toString);
+    assertEquals(4, refreshed());
   }
 
   @Test
