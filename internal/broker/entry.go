@@ -567,6 +567,9 @@ func (e *entry) hear(c Change) {
 			if !e.isJob() || IsJobFamily(e.family) { // else others do
 				e.seeRevoked(id)
 			}
+			if e.tidier != nil && !e.retired.Load() {
+				e.tidier.Reset(0) // its place is free for another job
+			}
 		}
 	}
 	e.verdict = nil

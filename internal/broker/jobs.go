@@ -288,7 +288,11 @@ func (a *attempt) isAnothers(ctx context.Context, t StoredToken) (bool, error) {
 		return false, nil
 	}
 	var owner string
-	err := thrice(ctx, func(ctx context.Context) (err error) {
+	ask := detached // what is shared does without an answer
+	if e.isJob() {
+		ask = thrice
+	}
+	err := ask(ctx, func(ctx context.Context) (err error) {
 		owner, err = e.b.store.Own(ctx, id, e.owner(), t.Lifetime+rememberRepeated)
 		return err
 	})

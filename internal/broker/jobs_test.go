@@ -184,6 +184,11 @@ func TestJobEndsEverywhere(t *testing.T) {
 		default:
 			t.Error("who watches has not heard")
 		}
+		for i, want := range []int{1, 0, 1} { // the other job, and who watches
+			if _, jobs := f.replicas[i].Entries(); jobs != want {
+				t.Errorf("replica %d has places for %d jobs, want %d", i, jobs, want)
+			}
+		}
 		_, _, _, err = watch.Next(t.Context(), broker.Demand{})
 		wantFailure(t, err, broker.ReasonJobEnded)
 		for range 30 { // half an hour
