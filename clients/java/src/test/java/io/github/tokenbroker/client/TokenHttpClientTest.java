@@ -168,8 +168,8 @@ class TokenHttpClientTest {
       assertTrue(twenty(source).stream().allMatch(a -> a.status() == 401));
       assertEquals(new Count(1, 0, 60), Count.now().since(young), "one report, two requests each");
 
-      Stage.post("/revoke");
       var next = source.token().id();
+      Stage.post("/revoke");
       Stage.until("a successor", () -> !source.token().id().equals(next));
       grownUp(source);
       var once = Count.now();
