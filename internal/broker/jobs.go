@@ -221,6 +221,9 @@ func (b *Broker) endJob(ctx context.Context, p *profile, ask Ask, id string) (Re
 		return err
 	})
 	b.reach.observe(err)
+	for _, e := range entries {
+		e.announce()
+	}
 	for _, t := range dropped.Access {
 		known[t.ID()] = t
 	}
@@ -251,6 +254,7 @@ func (f *flight) ended(e *entry) {
 	e.mu.Lock()
 	if t := e.token.Load(); t != nil {
 		e.drop(t.ID)
+		e.tell()
 	}
 	e.mu.Unlock()
 	f.err = jobEnded(f.profile.Profile, e.job.id)
