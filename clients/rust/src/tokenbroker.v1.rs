@@ -43,6 +43,9 @@ pub struct Job {
     ///
     /// A dedicated token is never given to another job; the same job gets the same one again, on any replica, until it
     /// ends. RevokeToken with the same job revokes it. Each costs a request to the authorization server.
+    ///
+    /// Whoever may use the profile and knows the id is the job: ids are a name space of the profile, and the caller is no
+    /// part of them.
     #[prost(bool, tag = "2")]
     pub dedicated: bool,
 }
@@ -146,7 +149,10 @@ pub struct RevokeTokenRequest {
     /// the profile's.
     #[prost(string, repeated, tag = "2")]
     pub scopes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Optional. The job under which the token was asked for. Default: none. A dedicated job ends with its token.
+    /// Optional. The job under which the token was asked for. Default: none. A dedicated job ends with its token: without
+    /// scopes with all tokens that it has, with scopes for these alone. One that has none, because it never asked or its token
+    /// has ended, is closed for ten minutes, so that what is on its way to it does not arrive. If token_id is given and is not
+    /// the job's current token, nothing happens.
     #[prost(message, optional, tag = "3")]
     pub job: ::core::option::Option<Job>,
     /// Optional. The id of the token to revoke: 16 hexadecimal digits, lower case. Default: empty, the current one,
@@ -160,7 +166,7 @@ pub struct RevokeTokenResponse {
     /// How far the revocation got. Always there.
     #[prost(enumeration = "RevocationOutcome", tag = "1")]
     pub outcome: i32,
-    /// The id of the token that was dropped. Empty if there was none.
+    /// The id of the token that was dropped; of several of one job, one of them. Empty if there was none.
     #[prost(string, tag = "2")]
     pub token_id: ::prost::alloc::string::String,
 }
