@@ -1,7 +1,7 @@
 # The workshop. "make" lists what there is; "make check" is all that CI runs.
 # It needs Go, git and make; the tests a C compiler, for the race detector, redis-server, Chromium, Node.js with npm,
-# Python, HAProxy and nginx (they install all of these where they can), and a JDK with Maven for one that is left out
-# without.
+# Python, ShellCheck, HAProxy and nginx (they install all of these where they can), and a JDK with Maven, and Rust, for
+# those that are left out without.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -33,6 +33,11 @@ NODE_PEER := $(PEERS)/node/node_modules/.package-lock.json
 PYTHON_PEER := bin/python/.installed
 JAVA_PEER := bin/java/.built
 GRPCURL := bin/.grpcurl-1.9.4-$(GO_VERSION)
+# The client libraries, built. Each takes our schema and service config along.
+SCHEMA := $(wildcard proto/tokenbroker/v1/*.proto) clients/service_config.json
+PYTHON_CLIENT := bin/clients-python/.built
+NODE_CLIENT := clients/node/schema.json
+JAVA_CLIENT := bin/clients-java/.built
 
 .PHONY: help
 help: ## Show this list.
@@ -44,7 +49,7 @@ build: ## Build bin/broker.
 
 .PHONY: test
 test: ## Run all tests under the race detector; PKG=./internal/... for some.
-	scripts/need.sh cc redis-server chromium
+	scripts/need.sh cc redis-server chromium python3 shellcheck
 	@packages=$$(go list $(PKG) | grep -v '/internal/fleet$$' || true); \
 	if [ -n "$$packages" ]; then (set -x; CGO_ENABLED=1 go test -race -timeout 10m $$packages); fi
 	# The fleet has bounds in time: it has the machine to itself.
@@ -59,6 +64,18 @@ conformance: $(THIRD_PARTY) ## Run the broker against a third-party authorizatio
 mesh: $(GRPCURL) $(PYTHON_PEER) $(NODE_PEER) $(JAVA_PEER) $(VALIDATE_PROTO) ## Run the broker with real proxies, balancers and clients of other stacks.
 	scripts/need.sh haproxy nginx-stream node
 	ENVOY_BIN="$$(scripts/envoy.sh)" go test -tags mesh -count=1 -timeout 5m ./internal/mesh
+
+.PHONY: clients
+clients: $(PYTHON_CLIENT) $(NODE_CLIENT) $(JAVA_CLIENT) rust-client ## Build the client libraries, and run their tests on a real broker.
+	go test -tags clients -count=1 -timeout 10m ./internal/clients
+
+.PHONY: watchers
+watchers: ## Have 10,000 streams watch a token, and time what reaches the last one.
+	go test -count=1 -v -run TestTenThousandWatchers ./cmd/broker
+
+.PHONY: examples
+examples: ## Check the examples of deploy/batch against the types of Kubernetes.
+	go -C deploy/batch/schema test ./...
 
 .PHONY: faults
 faults: ## Run the whole fault matrix on a fleet of replicas; it takes a quarter of an hour.
@@ -91,6 +108,9 @@ check: ## Run all that CI runs.
 	$(MAKE) test
 	$(MAKE) conformance
 	$(MAKE) mesh
+	$(MAKE) clients
+	$(MAKE) examples
+	$(MAKE) watchers
 	$(MAKE) build
 
 .PHONY: lint
@@ -106,6 +126,7 @@ lint-go: $(TOOLS)
 	go vet -tags conformance ./conformance
 	go vet -tags kills ./internal/fleet
 	go vet -tags mesh ./internal/mesh
+	go vet -tags clients ./internal/clients
 	go vet -tags hostile ./cmd/broker ./internal/service
 	# Generated code is not ours to argue with.
 	bin/staticcheck $$(go list ./... | grep -v '/gen/')
@@ -120,6 +141,8 @@ lint-proto: $(TOOLS) $(VALIDATE_PROTO)
 generate: $(TOOLS) $(VALIDATE_PROTO) ## Generate gen/ from proto/.
 	bin/buf format -w proto
 	bin/buf generate
+	@if scripts/toolchain.sh rust 'the code that is generated for Rust'; then (set -x; UPDATE=1 CARGO_TARGET_DIR='$(CURDIR)/bin/clients-rust' \
+		cargo test --quiet --locked --manifest-path clients/rust/Cargo.toml --test generated); fi
 
 .PHONY: generated-check
 generated-check: $(TOOLS) $(VALIDATE_PROTO) ## Check that gen/ is what "make generate" makes.
@@ -146,14 +169,16 @@ bench: ## Run the benchmarks; PKG=./internal/... for some.
 tools: $(TOOLS) $(VALIDATE_PROTO) ## Build the tools that tools/go.mod pins into bin/.
 
 .PHONY: download
-download: $(THIRD_PARTY) $(GRPCURL) $(PYTHON_PEER) $(NODE_PEER) $(JAVA_PEER) ## Download all modules, so that the rest works without a network.
+download: $(THIRD_PARTY) $(GRPCURL) $(PYTHON_PEER) $(NODE_PEER) $(JAVA_PEER) $(PYTHON_CLIENT) $(NODE_CLIENT) $(JAVA_CLIENT) rust-client ## Download all modules, so that the rest works without a network.
 	go mod download
 	go -C tools mod download
+	go -C deploy/batch/schema mod download
 	-scripts/envoy.sh
 
 .PHONY: clean
 clean: ## Delete what was built.
 	rm -rf bin third_party conformance/server/node_modules $(PEERS)/node/node_modules
+	cd clients/node && rm -rf node_modules schema.json service_config.json
 
 $(TOOLS): tools/go.mod tools/go.sum
 	mkdir -p bin
@@ -180,9 +205,30 @@ $(PYTHON_PEER): $(PEERS)/python/requirements.txt
 	$(@D)/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r $<
 	@touch $@
 
-# Its test says loudly that it is left out where there is no Maven.
 $(JAVA_PEER): $(PEERS)/java/pom.xml $(PEERS)/java/src/main/java/Peer.java $(wildcard proto/tokenbroker/v1/*.proto) $(VALIDATE_PROTO)
-	@if command -v mvn >/dev/null && command -v java >/dev/null; then (set -x; mvn --quiet --batch-mode --file $< package && touch $@); fi
+	@if scripts/toolchain.sh java 'a caller on grpc-java'; then (set -x; mvn --quiet --batch-mode --file $< package && touch $@); fi
+
+# A package like those that users install.
+$(PYTHON_CLIENT): $(wildcard clients/python/*.toml clients/python/*.py clients/python/*.txt clients/python/token_broker/*) $(SCHEMA) $(VALIDATE_PROTO)
+	scripts/need.sh python3-venv
+	test -x $(@D)/bin/pip || python3 -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r clients/python/requirements.txt
+	cd clients/python && '$(CURDIR)/$(@D)/bin/pip' install --quiet --disable-pip-version-check --force-reinstall --no-deps --no-build-isolation --no-index .
+	@touch $@
+
+$(NODE_CLIENT): clients/node/package.json clients/node/package-lock.json clients/node/build.js clients/node/google_rpc.proto $(SCHEMA)
+	scripts/need.sh node npm
+	cd $(@D) && npm ci --loglevel=error && node build.js
+	@touch $@
+
+$(JAVA_CLIENT): clients/java/pom.xml $(shell find clients/java/src -type f) $(SCHEMA) $(VALIDATE_PROTO)
+	@if scripts/toolchain.sh java 'the client library for Java'; then (set -x; mvn --quiet --batch-mode --file $< package && touch $@); fi
+
+# Cargo knows itself what is to be done.
+.PHONY: rust-client
+rust-client: $(TOOLS) $(VALIDATE_PROTO)
+	@if scripts/toolchain.sh rust 'the client library for Rust'; then (set -x; CARGO_TARGET_DIR='$(CURDIR)/bin/clients-rust' \
+		cargo test --quiet --locked --no-run --manifest-path clients/rust/Cargo.toml); fi
 
 # Not one of tools/go.mod: its versions of what we share with it are its own.
 $(GRPCURL):

@@ -36,6 +36,8 @@ why() {
     haproxy) echo "HAProxy 2.2 or newer, as a balancer in the tests" ;;
     nginx-stream) echo "nginx with its module stream, as a balancer in the tests" ;;
     chromium) echo "Chromium, for the tests of the console" ;;
+    python3) echo "Python, for the examples of Airflow in the tests" ;;
+    shellcheck) echo "ShellCheck, for the scripts among the examples" ;;
     *) echo "$1, for the tests" ;;
   esac
 }
@@ -53,6 +55,7 @@ package() {
     # Some systems start these as services then. The tests run their own, on other ports and with files of their own.
     apt-get:nginx-stream) echo nginx libnginx-mod-stream ;;
     dnf:nginx-stream | apk:nginx-stream) echo nginx nginx-mod-stream ;;
+    dnf:shellcheck) echo ShellCheck ;;
     dnf:python3-venv) echo python3 python3-pip ;;
     apk:python3-venv) echo python3 py3-pip ;;
     *) echo "$2" ;;
