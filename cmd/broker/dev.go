@@ -254,6 +254,10 @@ In another terminal, try:
 
   BROKER token invoices ADDRESS                  print a token
   BROKER token invoices --output header ADDRESS  as a header for curl
+  BROKER token invoices --job night-1 --dedicated ADDRESS
+                                                              a token that no other job ever gets
+  BROKER watch invoices ADDRESS                  each token, as it comes; meanwhile, elsewhere:
+  BROKER revoke invoices ADDRESS                 make the one that all share useless
   BROKER profiles ADDRESS                        how the profiles fare
   BROKER profiles review ADDRESS                 all about one
   BROKER authorize review ADDRESS                sign in yourself: reviewer@example.com, password PASSWORD
