@@ -69,9 +69,10 @@ mesh: $(GRPCURL) $(PYTHON_PEER) $(NODE_PEER) $(JAVA_PEER) $(VALIDATE_PROTO) ## R
 clients: $(PYTHON_CLIENT) $(NODE_CLIENT) $(JAVA_CLIENT) rust-client ## Build the client libraries, and run their tests on a real broker.
 	go test -tags clients -count=1 -timeout 10m ./internal/clients
 
-.PHONY: watchers
-watchers: ## Have 10,000 streams watch a token, and time what reaches the last one.
-	go test -count=1 -v -run TestTenThousandWatchers ./cmd/broker
+.PHONY: scale
+scale: ## Have 10,000 streams watch a token, and 10,000 jobs ask for theirs, and time them.
+	scripts/need.sh redis-server
+	go test -count=1 -p 1 -v -run 'TestTenThousand(Watchers|Jobs)$$' ./cmd/broker ./internal/fleet
 
 .PHONY: examples
 examples: ## Check the examples of deploy/batch against the types of Kubernetes.
@@ -106,11 +107,9 @@ check: ## Run all that CI runs.
 	$(MAKE) generated-check
 	$(MAKE) vuln
 	$(MAKE) test
-	$(MAKE) conformance
-	$(MAKE) mesh
-	$(MAKE) clients
+	# They wait for each other's processes for the most part.
+	$(MAKE) -j 3 --output-sync=target conformance mesh clients
 	$(MAKE) examples
-	$(MAKE) watchers
 	$(MAKE) build
 
 .PHONY: lint

@@ -17,8 +17,6 @@ import (
 	pb "github.com/tokenbroker/tokenbroker/gen/tokenbroker/v1"
 )
 
-// workers is how many jobs there are, half of them with a token of their own.
-const workers = 10_000
 
 // askJob asks on behalf of a job, and comes back when it is told to, as clients do.
 func (r *replica) askJob(ctx context.Context, job *pb.Job) (*pb.IssueTokenResponse, int, error) {
