@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -281,7 +282,13 @@ func (e *entry) owner() string {
 // isAnothers reports whether the token that came is somebody else's already: what a
 // job has, nobody else may get, and a job nothing that anybody has. An error says
 // that nobody knows.
-func (a *attempt) isAnothers(ctx context.Context, t StoredToken) (bool, error) {
+func (a *attempt) isAnothers(ctx context.Context, t StoredToken) (another bool, err error) {
+	defer func() {
+		if value := recover(); value != nil { // the refresh token that came must not be lost to it
+			a.e.b.recovered(a.f.profile.Name, value)
+			another, err = false, errors.New(brokerFailed)
+		}
+	}()
 	e, id := a.e, t.Access.ID()
 	for _, x := range a.f.profile.entries() { // what was obtained without the store it does not know
 		if known := x.token.Load(); x != e && known != nil && known.ID == id && (x.isJob() || e.isJob()) {
@@ -296,7 +303,7 @@ func (a *attempt) isAnothers(ctx context.Context, t StoredToken) (bool, error) {
 	if e.isJob() {
 		ask = thrice
 	}
-	err := ask(ctx, func(ctx context.Context) (err error) {
+	err = ask(ctx, func(ctx context.Context) (err error) {
 		owner, err = e.b.store.Own(ctx, id, e.owner(), t.Lifetime+rememberRepeated)
 		return err
 	})

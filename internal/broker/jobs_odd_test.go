@@ -1,0 +1,72 @@
+package broker_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/tokenbroker/tokenbroker/internal/broker"
+)
+
+// What is odd about jobs: replies that are late, callers that leave, a store that
+// panics.
+
+// tardy is a store some of whose calls take long, or panic.
+type tardy struct {
+	broker.Store
+	look, drop time.Duration
+	own        func()
+}
+
+func (s *tardy) Look(ctx context.Context, family, slot string) (broker.Record, error) {
+	time.Sleep(s.look)
+	return s.Store.Look(ctx, family, slot)
+}
+
+func (s *tardy) Drop(ctx context.Context, d broker.Drop) (broker.Dropped, error) {
+	time.Sleep(s.drop)
+	return s.Store.Drop(ctx, d)
+}
+
+func (s *tardy) Own(ctx context.Context, id, owner string, life time.Duration) (string, error) {
+	if s.own != nil {
+		s.own()
+	}
+	return s.Store.Own(ctx, id, owner, life)
+}
+
+// join adds a replica that reaches the store by s.
+func (f *fleet) join(s *tardy, p *broker.Profile) *broker.Broker {
+	s.Store = f.store
+	b := broker.New(s, broker.Options{})
+	b.Configure([]*broker.Profile{p})
+	f.replicas = append(f.replicas, b)
+	return b
+}
+
+// A bug of the store where the owner of a token is asked for costs no consent.
+func TestPanicBesideAnOwnerLosesNoRefreshToken(t *testing.T) {
+	for name, ask := range map[string]broker.Ask{"shared": invoices, "a job's": ofJob("nightly")} {
+		t.Run(name, func(t *testing.T) {
+			in(t, func(t *testing.T) {
+				s := newIDP()
+				p := s.consented()
+				f := start(t, 0)
+				boom := true
+				b := f.join(&tardy{own: func() {
+					if boom {
+						boom = false
+						panic("own")
+					}
+				}}, p)
+				s.signIn(t, f.store, p)
+				time.Sleep(2 * time.Hour)
+				_, _, _ = b.Issue(t.Context(), ask, broker.Demand{})
+				time.Sleep(time.Hour)
+				if _, _, err := b.Issue(t.Context(), ask, broker.Demand{}); boom || err != nil || s.isDead() || s.mostPresented() > 1 {
+					t.Errorf("%v; grant dead: %t; presented %d times", err, s.isDead(), s.mostPresented())
+				}
+			})
+		})
+	}
+}
