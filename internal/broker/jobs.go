@@ -214,6 +214,9 @@ func (b *Broker) endJob(ctx context.Context, p *profile, ask Ask, id string) (Re
 	turn.await(ctx, nil, nil)
 	defer turn.leave()
 	if !turn.has {
+		for _, e := range entries { // whoever looks has the store told
+			e.announce()
+		}
 		return Revocation{}, ctx.Err()
 	}
 	var dropped Dropped

@@ -2,7 +2,11 @@ package broker_test
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/tokenbroker/tokenbroker/internal/broker"
@@ -42,6 +46,41 @@ func (f *fleet) join(s *tardy, p *broker.Profile) *broker.Broker {
 	b.Configure([]*broker.Profile{p})
 	f.replicas = append(f.replicas, b)
 	return b
+}
+
+// A caller who leaves before it is the turn of the end has taken the token out of
+// service here: who follows it hears of that.
+func TestWatchHearsOfAnEndWhoseCallerHasLeft(t *testing.T) {
+	in(t, func(t *testing.T) {
+		p := profile(&endpoint{})
+		f := start(t, 0)
+		b := f.join(&tardy{drop: 400 * time.Millisecond}, p)
+		watch := follow(t.Context(), b, ofJob("nightly"), broker.Demand{})
+		watch.want(t, "token-1")
+		var wg sync.WaitGroup
+		for i := range 16 {
+			wg.Go(func() {
+				if _, err := b.Revoke(t.Context(), ofJob(fmt.Sprint(i)), ""); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait()
+		ctx, leave := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		defer leave()
+		if _, err := b.Revoke(ctx, ofJob("nightly"), ""); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatal(err)
+		}
+		wg.Wait()
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		select {
+		case <-watch.done:
+		default:
+			t.Fatal("the watch has not heard")
+		}
+		watch.wantEnd(t, broker.ReasonJobEnded)
+	})
 }
 
 // A bug of the store where the owner of a token is asked for costs no consent.
