@@ -244,6 +244,9 @@ func (b *Broker) endJob(ctx context.Context, p *profile, ask Ask, id string) (Re
 		r.Confirmed = confirmed && (r.TokenID == "" || r.Confirmed)
 		r.TokenID = tokenID
 	}
+	if _, ended := known[id]; ended { // with others, maybe
+		r.TokenID = id
+	}
 	b.log.Info("job ended", "profile", p.Name, "token_id", r.TokenID, "tokens", len(known), "confirmed", r.Confirmed)
 	if err != nil {
 		failed := storeUnavailable(p.Profile, "revoking the token of", err)

@@ -48,6 +48,29 @@ func (f *fleet) join(s *tardy, p *broker.Profile) *broker.Broker {
 	return b
 }
 
+// Whoever names one token ends the job, with all tokens that it has.
+func TestJobEndsWithAllItsTokensByTheIDOfOne(t *testing.T) {
+	in(t, func(t *testing.T) {
+		e := &endpoint{}
+		f := start(t, 2, profile(e, func(p *broker.Profile) { p.Issuer = revoking{e} }))
+		for _, b := range f.replicas {
+			give(t, b, ofJob("nightly", "a"), broker.Demand{})
+		}
+		token := give(t, f.replicas[0], ofJob("nightly"), broker.Demand{})
+		if r, err := f.replicas[0].Revoke(t.Context(), ofJob("nightly"), token.ID); err != nil || r.TokenID != token.ID || !r.Confirmed {
+			t.Fatalf("%+v, %v", r, err)
+		}
+		synctest.Wait()
+		for _, b := range f.replicas {
+			_, _, err := b.Issue(t.Context(), ofJob("nightly", "a"), broker.Demand{})
+			wantFailure(t, err, broker.ReasonJobEnded)
+		}
+		if len(e.revoked) != 2 {
+			t.Errorf("the server was asked to revoke %v, want both", e.revoked)
+		}
+	})
+}
+
 // A caller who leaves before it is the turn of the end has taken the token out of
 // service here: who follows it hears of that.
 func TestWatchHearsOfAnEndWhoseCallerHasLeft(t *testing.T) {

@@ -30,7 +30,7 @@ func (r *memRecord) drop(d broker.Drop, now time.Time) (broker.Dropped, *broker.
 	changed := &broker.Change{Generation: r.generation}
 	for id, w := range r.toRevoke {
 		switch {
-		case d.Token != "" && d.Token != id, d.Token == "" && d.Job != "" && !isOf(w.slot, d.Job):
+		case d.Job != "" && !isOf(w.slot, d.Job), d.Job == "" && d.Token != "" && d.Token != id:
 		case w.refresh:
 			dropped.Refresh = w.secret
 		default:
