@@ -530,3 +530,8 @@ func (a *attempt) hopeless(ctx context.Context, full time.Duration) bool {
 func (e *entry) concerns(c Change) bool {
 	return !e.isJob() || c.Slots == nil || slices.Contains(c.Slots, e.slot)
 }
+
+// isEnded reports whether a change says that the entry's job has ended.
+func (e *entry) isEnded(c Change) bool {
+	return e.isJob() && slices.ContainsFunc(c.Ended, func(job string) bool { return isOf(e.slot, job) })
+}

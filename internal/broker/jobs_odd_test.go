@@ -48,6 +48,37 @@ func (f *fleet) join(s *tardy, p *broker.Profile) *broker.Broker {
 	return b
 }
 
+// A replica whose memory has a token before the job's last one hears of the job's
+// end like any other.
+func TestJobEndsWhereItsLastTokenHasNotArrived(t *testing.T) {
+	in(t, func(t *testing.T) {
+		p := profile(&endpoint{})
+		f := start(t, 1, p)
+		a, b := f.replicas[0], f.join(&tardy{look: time.Second}, p)
+		first := give(t, a, ofJob("nightly"), broker.Demand{})
+		if give(t, b, ofJob("nightly"), broker.Demand{}).ID != first.ID {
+			t.Fatal("another token for the same job")
+		}
+		watch := follow(t.Context(), b, ofJob("nightly"), broker.Demand{})
+		watch.want(t, "token-1")
+		time.Sleep(2 * time.Minute)
+		if give(t, a, ofJob("nightly"), broker.Demand{Not: first.ID}).ID == first.ID {
+			t.Fatal("no successor")
+		}
+		if _, err := a.Revoke(t.Context(), ofJob("nightly"), ""); err != nil { // while b is looking for it
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if _, _, err := b.Issue(t.Context(), ofJob("nightly"), broker.Demand{}); err == nil {
+			t.Error("a token after the end")
+		}
+		time.Sleep(time.Minute)
+		_, _, err := b.Issue(t.Context(), ofJob("nightly"), broker.Demand{})
+		wantFailure(t, err, broker.ReasonJobEnded)
+		watch.wantEnd(t, broker.ReasonJobEnded)
+	})
+}
+
 // Whoever names one token ends the job, with all tokens that it has.
 func TestJobEndsWithAllItsTokensByTheIDOfOne(t *testing.T) {
 	in(t, func(t *testing.T) {

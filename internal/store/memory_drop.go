@@ -41,6 +41,9 @@ func (r *memRecord) drop(d broker.Drop, now time.Time) (broker.Dropped, *broker.
 	switch {
 	case d.Job != "":
 		changed.Slots = []string{} // whoever has a token hears of that
+		if r.ended[d.Job].After(now) {
+			changed.Ended = []string{d.Job}
+		}
 	case d.Token != "":
 		changed.Dropped = []string{d.Token}
 	}

@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"slices"
 	"time"
 
 	"github.com/tokenbroker/tokenbroker/internal/broker"
@@ -177,7 +178,9 @@ func jobEndAnnounced(h *history) {
 	h.give(jobSlot, "t1")
 	h.wantServed(jobSlot, "t1")
 	h.end("operation", "job.1", "")
-	h.hears(heard, "the end of the job", dropsAll(id("t1")))
+	h.hears(heard, "the end of the job", func(c broker.Change) bool {
+		return dropsAll(id("t1"))(c) && slices.Equal(c.Ended, []string{"job.1"})
+	})
 }
 
 func jobEndRestored(h *history) {
