@@ -47,6 +47,12 @@ func TestNoStructPrintsItsSecrets(t *testing.T) {
 		wantNoCanary(t, fmt.Sprintf("%T", zero), v.Elem().Interface())
 		wantNoCanary(t, fmt.Sprintf("*%T", zero), v.Interface())
 	}
+	encoded := []byte(canarySecret) // as a stream keeps it with the token
+	sent := new(broker.Token)
+	sent.Encoded[broker.FromMemory].Store(&encoded)
+	wantNoCanary(t, "a token that was sent", sent)
+	wantNoCanary(t, "tokens that were sent", []*broker.Token{sent})
+	wantNoCanary(t, "what holds one", struct{ T *broker.Token }{sent})
 	for name, at := range structsWithSecrets(t) {
 		if !known[name] {
 			t.Errorf("%s: %s holds secrets, and nobody tries to print it: add it to the list", at, name)
@@ -111,7 +117,7 @@ func wantNoCanary(t *testing.T, what string, v any) {
 			fmt.Fprintf(&b, "%s %v", text, err)
 		}()
 	}
-	for _, spelling := range []string{canarySecret, "5b1d9c", fmt.Sprintf("%x", canarySecret)} {
+	for _, spelling := range []string{canarySecret, "5b1d9c", fmt.Sprintf("%x", canarySecret), strings.Trim(fmt.Sprint([]byte(canarySecret)), "[]")} {
 		if at := strings.Index(b.String(), spelling); at >= 0 {
 			t.Errorf("%s shows its secret: %q", what, b.String()[max(0, at-200):at+len(spelling)])
 			return

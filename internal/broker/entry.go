@@ -560,7 +560,11 @@ func (e *entry) hear(c Change) {
 	if c.Reset {
 		e.forget(now)
 	}
-	for _, id := range c.Dropped {
+	dropped := c.Dropped
+	if t := e.token.Load(); t != nil && e.isEnded(c) { // the store may have had a later one
+		dropped = append(slices.Clip(dropped), t.ID)
+	}
+	for _, id := range dropped {
 		if !slices.Contains(e.dropped, id) {
 			e.drop(id)
 			e.tell()

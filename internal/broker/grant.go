@@ -7,8 +7,9 @@ import (
 	"time"
 )
 
-// What a token request brought is saved before anything else is done with it: a
-// refresh token that came is good whatever is to be said of the rest.
+// What a token request brought is saved before anything else is done with it, but
+// for the question whose the access token is: a refresh token that came is good
+// whatever is to be said of the rest.
 
 // obtained brings home a grant.
 func (a *attempt) obtained(ctx context.Context, g *Grant) error {

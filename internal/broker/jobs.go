@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -213,6 +214,9 @@ func (b *Broker) endJob(ctx context.Context, p *profile, ask Ask, id string) (Re
 	turn.await(ctx, nil, nil)
 	defer turn.leave()
 	if !turn.has {
+		for _, e := range entries { // whoever looks has the store told
+			e.announce()
+		}
 		return Revocation{}, ctx.Err()
 	}
 	var dropped Dropped
@@ -239,6 +243,9 @@ func (b *Broker) endJob(ctx context.Context, p *profile, ask Ask, id string) (Re
 		confirmed, _ := b.revoke(ctx, p, at, t, err == nil)
 		r.Confirmed = confirmed && (r.TokenID == "" || r.Confirmed)
 		r.TokenID = tokenID
+	}
+	if _, ended := known[id]; ended { // with others, maybe
+		r.TokenID = id
 	}
 	b.log.Info("job ended", "profile", p.Name, "token_id", r.TokenID, "tokens", len(known), "confirmed", r.Confirmed)
 	if err != nil {
@@ -281,7 +288,13 @@ func (e *entry) owner() string {
 // isAnothers reports whether the token that came is somebody else's already: what a
 // job has, nobody else may get, and a job nothing that anybody has. An error says
 // that nobody knows.
-func (a *attempt) isAnothers(ctx context.Context, t StoredToken) (bool, error) {
+func (a *attempt) isAnothers(ctx context.Context, t StoredToken) (another bool, err error) {
+	defer func() {
+		if value := recover(); value != nil { // the refresh token that came must not be lost to it
+			a.e.b.recovered(a.f.profile.Name, value)
+			another, err = false, errors.New(brokerFailed)
+		}
+	}()
 	e, id := a.e, t.Access.ID()
 	for _, x := range a.f.profile.entries() { // what was obtained without the store it does not know
 		if known := x.token.Load(); x != e && known != nil && known.ID == id && (x.isJob() || e.isJob()) {
@@ -296,7 +309,7 @@ func (a *attempt) isAnothers(ctx context.Context, t StoredToken) (bool, error) {
 	if e.isJob() {
 		ask = thrice
 	}
-	err := ask(ctx, func(ctx context.Context) (err error) {
+	err = ask(ctx, func(ctx context.Context) (err error) {
 		owner, err = e.b.store.Own(ctx, id, e.owner(), t.Lifetime+rememberRepeated)
 		return err
 	})
@@ -516,4 +529,9 @@ func (a *attempt) hopeless(ctx context.Context, full time.Duration) bool {
 // concerns reports whether a change is about the entry's token, as far as it says.
 func (e *entry) concerns(c Change) bool {
 	return !e.isJob() || c.Slots == nil || slices.Contains(c.Slots, e.slot)
+}
+
+// isEnded reports whether a change says that the entry's job has ended.
+func (e *entry) isEnded(c Change) bool {
+	return e.isJob() && slices.ContainsFunc(c.Ended, func(job string) bool { return isOf(e.slot, job) })
 }

@@ -488,6 +488,9 @@ type Change struct {
 	Reset bool
 	// Dropped are the ids of tokens that must not be served any more.
 	Dropped []string
+	// Ended are the jobs, and the slots of jobs, that have ended: no token of
+	// theirs must be served any more, known by its id or not.
+	Ended []string
 	// Slots that are no longer as they were; nil where that is not known.
 	Slots []string
 }

@@ -21,9 +21,10 @@ type Token struct {
 	// then, unless something is wrong.
 	RefreshTime time.Time
 
-	// Encoded is for the door to keep what it sends, so that a token that many
-	// get is encoded once. This package does not look at it.
-	Encoded atomic.Value
+	// Encoded is for the door to keep what it sends, by Source, so that a token that
+	// many get is encoded once. This package does not look at it. It holds the token:
+	// no formatter follows such a pointer.
+	Encoded [Uncoordinated + 1]atomic.Pointer[[]byte]
 
 	generation Generation
 	lifetime   time.Duration

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -150,20 +149,10 @@ func (w *watcher) send(ctx context.Context, view broker.View) (sent bool, err er
 	return true, nil
 }
 
-// encodings are the answers with one token, by its source.
-type encodings [broker.Uncoordinated + 1]atomic.Pointer[[]byte]
-
 // encoded is the answer with the token, for departure. It is encoded once, however
 // many get it.
 func encoded(t *broker.Token, source broker.Source) (*[]byte, error) {
-	kept, ok := t.Encoded.Load().(*encodings)
-	if !ok {
-		kept = new(encodings)
-		if !t.Encoded.CompareAndSwap(nil, kept) {
-			kept = t.Encoded.Load().(*encodings)
-		}
-	}
-	if data := kept[source].Load(); data != nil {
+	if data := t.Encoded[source].Load(); data != nil {
 		return data, nil
 	}
 	m := &pb.WatchTokenResponse{Token: new(tokenMessage).fill(t), Source: sourceOf(source)}
@@ -171,7 +160,7 @@ func encoded(t *broker.Token, source broker.Source) (*[]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encoding the answer: %w", err)
 	}
-	kept[source].Store(&data)
+	t.Encoded[source].Store(&data)
 	return &data, nil
 }
 

@@ -30,7 +30,7 @@ func (r *memRecord) drop(d broker.Drop, now time.Time) (broker.Dropped, *broker.
 	changed := &broker.Change{Generation: r.generation}
 	for id, w := range r.toRevoke {
 		switch {
-		case d.Token != "" && d.Token != id, d.Token == "" && d.Job != "" && !isOf(w.slot, d.Job):
+		case d.Job != "" && !isOf(w.slot, d.Job), d.Job == "" && d.Token != "" && d.Token != id:
 		case w.refresh:
 			dropped.Refresh = w.secret
 		default:
@@ -41,6 +41,9 @@ func (r *memRecord) drop(d broker.Drop, now time.Time) (broker.Dropped, *broker.
 	switch {
 	case d.Job != "":
 		changed.Slots = []string{} // whoever has a token hears of that
+		if r.ended[d.Job].After(now) {
+			changed.Ended = []string{d.Job}
+		}
 	case d.Token != "":
 		changed.Dropped = []string{d.Token}
 	}

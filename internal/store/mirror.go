@@ -145,7 +145,7 @@ func (m *mirror) learn(family string, r reply, came fields, news, own bool) *bro
 	if !news {
 		return nil
 	}
-	change := &broker.Change{Family: family, Dropped: f.dropped(before, came), Slots: f.changedSlots(before)}
+	change := &broker.Change{Family: family, Dropped: f.dropped(before, came), Ended: f.newlyEnded(before), Slots: f.changedSlots(before)}
 	if r.generation > f.announced {
 		f.announced = r.generation
 		change.Generation = broker.Generation(r.generation)
@@ -190,6 +190,17 @@ func (f *mirrored) dropped(before, came fields) (ids []string) {
 
 // endedJob reports whether the content says that the slot's job has ended.
 func (f *mirrored) endedJob(slot string) bool { return f.content.ended(slot, 0) }
+
+// newlyEnded are the jobs, and the slots of jobs, that had not ended before.
+func (f *mirrored) newlyEnded(before fields) (ended []string) {
+	for name := range f.content {
+		if job, ok := strings.CutPrefix(name, "j:"); ok && before[name] == "" {
+			ended = append(ended, job)
+		}
+	}
+	slices.Sort(ended)
+	return ended
+}
 
 // changedSlots are those whose registers are not what they were.
 func (f *mirrored) changedSlots(before fields) []string {

@@ -22,7 +22,7 @@ local function answer()
   local out = {}
   each('w', function(id, value)
     local slot = string.match(value, '^%S+ %S+ %S+ (.*)$')
-    if grants or id == arg.token or jobs and arg.token == '' and isOf(slot) then out['w:' .. id], out['x:' .. id] = value, H['x:' .. id] end
+    if grants or id == arg.token or jobs and isOf(slot) then out['w:' .. id], out['x:' .. id] = value, H['x:' .. id] end
   end)
   return reply('OK', out)
 end

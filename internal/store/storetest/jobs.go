@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"slices"
 	"time"
 
 	"github.com/tokenbroker/tokenbroker/internal/broker"
@@ -9,19 +10,20 @@ import (
 // Tokens of jobs: each in a slot of its own, which ends once and for all.
 
 var jobs = map[string]func(*history){
-	"it ends with all its tokens":                   jobEnds,
-	"one token of it ends alone":                    jobSlotEnds,
-	"what is under way for it is dropped":           jobUnderWay,
-	"it ends only with the token that is meant":     jobEndsByToken,
-	"one that never had a token is closed, too":     jobWithoutToken,
-	"it is over when its tokens would be":           jobEndIsForgotten,
-	"its end is repeatable":                         jobEndsTwice,
-	"its end is announced":                          jobEndAnnounced,
-	"its end outlives a loss":                       jobEndRestored,
-	"its token does not come back by a restoration": jobTokenRestored,
-	"its end leaves the consent alone":              jobEndLeavesConsent,
-	"who peeks takes no lease":                      jobPeek,
-	"an access token has one owner":                 jobOwns,
+	"it ends with all its tokens":                    jobEnds,
+	"one token of it ends alone":                     jobSlotEnds,
+	"what is under way for it is dropped":            jobUnderWay,
+	"it ends only with the token that is meant":      jobEndsByToken,
+	"one that never had a token is closed, too":      jobWithoutToken,
+	"it is over when its tokens would be":            jobEndIsForgotten,
+	"the token that is meant takes the others along": jobEndsByOneToken,
+	"its end is repeatable":                          jobEndsTwice,
+	"its end is announced":                           jobEndAnnounced,
+	"its end outlives a loss":                        jobEndRestored,
+	"its token does not come back by a restoration":  jobTokenRestored,
+	"its end leaves the consent alone":               jobEndLeavesConsent,
+	"who peeks takes no lease":                       jobPeek,
+	"an access token has one owner":                  jobOwns,
 }
 
 const jobSlot, jobOther, neighbor = "job.1/a", "job.1/b", "job.2/a"
@@ -124,6 +126,21 @@ func jobEndsByToken(h *history) {
 	h.want("dropped again", names(h.end("another", "job.1", "t2")), []string{"t2"})
 }
 
+func jobEndsByOneToken(h *history) {
+	heard, stop := h.listen(h.Another)
+	defer stop()
+	h.give(jobSlot, "t1")
+	h.give(jobOther, "t2")
+	h.give(neighbor, "t3")
+	h.wantServed(jobSlot, "t1")
+	h.wantServed(jobOther, "t2")
+	h.want("dropped", names(h.end("operation", "job.1", "t1")), []string{"t1", "t2"})
+	h.hears(heard, "the end of both tokens", dropsAll(id("t1"), id("t2")))
+	h.wantEnded(jobSlot)
+	h.wantEnded(jobOther)
+	h.wantServed(neighbor, "t3")
+}
+
 func jobWithoutToken(h *history) {
 	h.want("dropped", names(h.end("operation", "job.1", "")), []string{})
 	h.wantEnded(jobSlot)
@@ -161,7 +178,9 @@ func jobEndAnnounced(h *history) {
 	h.give(jobSlot, "t1")
 	h.wantServed(jobSlot, "t1")
 	h.end("operation", "job.1", "")
-	h.hears(heard, "the end of the job", dropsAll(id("t1")))
+	h.hears(heard, "the end of the job", func(c broker.Change) bool {
+		return dropsAll(id("t1"))(c) && slices.Equal(c.Ended, []string{"job.1"})
+	})
 }
 
 func jobEndRestored(h *history) {
