@@ -138,9 +138,11 @@ func (f *follower) await(ctx context.Context) (*Token, *Error) {
 	defer cancel()
 	f.once.Do(func() { f.client.run(f.run) })
 	f.mu.Lock()
-	before, t := f.last, f.held.Load()
+	before, ended, t := f.last, f.ended, f.held.Load()
 	f.mu.Unlock()
 	switch {
+	case ended:
+		return nil, closedError(f.demand)
 	case t.good(time.Now()): // it has come meanwhile
 		return t, nil
 	case before != nil && before.stands(ctx):

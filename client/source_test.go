@@ -594,6 +594,23 @@ func TestBrokerWithoutWatchToken(t *testing.T) {
 	})
 }
 
+// TestClosedAfterARefusal: the refusal is not the answer any more.
+func TestClosedAfterARefusal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		f.watch = func(*pb.WatchTokenRequest, chan<- *pb.Token, context.Context) error {
+			return refusal(codes.PermissionDenied, client.ReasonCallerDenied, 0)
+		}
+		s := f.client().TokenSource("invoices")
+		_, err := s.Token()
+		wantReason(t, err, codes.PermissionDenied, client.ReasonCallerDenied)
+		s.Close()
+		if _, err := s.Token(); !errors.Is(err, client.ErrClosed) {
+			t.Error(err)
+		}
+	})
+}
+
 // TestNothingIsLeft: when a client is closed nothing of it runs.
 func TestNothingIsLeft(t *testing.T) {
 	before := goleak.IgnoreCurrent()

@@ -18,9 +18,10 @@ import (
 // is no successor.
 //
 // The token goes only to the given hosts, "api.example.com" (at any port) or
-// "api.example.com:8443". Without any it goes where the program sends its requests,
-// and not where a redirect leads: when http.Client follows one to another host, port
-// or scheme, the request goes there as it is.
+// "api.example.com:8443", and not where a redirect leads from https to http. Without
+// any host it goes where the program sends its requests, and not where a redirect
+// leads: when http.Client follows one to another host, port or scheme, the request
+// goes there as it is.
 func (s *TokenSource) Transport(base http.RoundTripper, hosts ...string) http.RoundTripper {
 	if base == nil {
 		base = http.DefaultTransport
@@ -80,14 +81,20 @@ func (t *transport) CloseIdleConnections() {
 
 // trusted reports whether a request may carry the token.
 func (t *transport) trusted(r *http.Request) bool {
-	if len(t.hosts) > 0 {
-		return slices.ContainsFunc(t.hosts, func(host string) bool {
-			return strings.EqualFold(host, r.URL.Host) || strings.EqualFold(host, r.URL.Hostname())
-		})
+	if len(t.hosts) > 0 && !slices.ContainsFunc(t.hosts, func(host string) bool {
+		return strings.EqualFold(host, r.URL.Host) || strings.EqualFold(host, r.URL.Hostname())
+	}) {
+		return false
 	}
 	// http.Client says which answer has led to a request.
-	for next := r; next.Response != nil && next.Response.Request != nil; next = next.Response.Request {
-		if !sameOrigin(next.Response.Request.URL, r.URL) {
+	for next := r; next.Response != nil; {
+		next = next.Response.Request
+		switch {
+		case next == nil: // base does not say what it has sent
+			return false
+		case len(t.hosts) == 0 && !sameOrigin(next.URL, r.URL):
+			return false
+		case strings.EqualFold(next.URL.Scheme, "https") && !strings.EqualFold(r.URL.Scheme, "https"):
 			return false
 		}
 	}

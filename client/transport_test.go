@@ -363,6 +363,53 @@ func TestTokenStaysWithItsHost(t *testing.T) {
 	}
 }
 
+// TestTokenStaysEncrypted: a listed host is trusted at any port, but not in clear
+// when the program asked for https.
+func TestTokenStaysEncrypted(t *testing.T) {
+	f := newFake(t)
+	f.watch = always(minuteOld("one"))
+	s := f.client().TokenSource("invoices")
+	ours := &resource{}
+	ours.take("one", "")
+	clear, encrypted := httptest.NewServer(ours), httptest.NewTLSServer(ours)
+	defer clear.Close()
+	defer encrypted.Close()
+	for to, want := range map[string]string{clear.URL: "GET", encrypted.URL: "GET one"} {
+		site := httptest.NewTLSServer(http.RedirectHandler(to, http.StatusFound))
+		defer site.Close()
+		web := &http.Client{Transport: s.Transport(site.Client().Transport, "127.0.0.1")}
+		if code, _ := get(t, web, site.URL); code != 200 {
+			t.Errorf("to %s: %d", to, code)
+		}
+		if seen := ours.requests(); seen[len(seen)-1] != want {
+			t.Errorf("%s saw %q, want %q", to, seen[len(seen)-1], want)
+		}
+	}
+}
+
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// TestRedirectFromWhoKnowsWhere: a base that does not say which request its answer is
+// to has not shown that a redirect stays.
+func TestRedirectFromWhoKnowsWhere(t *testing.T) {
+	f := newFake(t)
+	f.watch = always(minuteOld("one"))
+	seen := map[string]string{}
+	base := roundTrip(func(r *http.Request) (*http.Response, error) {
+		seen[r.URL.Host] = r.Header.Get("Authorization")
+		if r.URL.Host == "elsewhere.example.com" {
+			return &http.Response{StatusCode: http.StatusOK, Body: http.NoBody}, nil
+		}
+		return &http.Response{StatusCode: http.StatusFound, Header: http.Header{"Location": {"https://elsewhere.example.com/"}}, Body: http.NoBody}, nil
+	})
+	web := &http.Client{Transport: f.client().TokenSource("invoices").Transport(base)}
+	if code, _ := get(t, web, "https://api.example.com/"); code != 200 || seen["api.example.com"] != "Bearer one" || seen["elsewhere.example.com"] != "" {
+		t.Errorf("%d, and they saw %q", code, seen)
+	}
+}
+
 // closing notes that a body was closed.
 type closing struct {
 	io.Reader

@@ -22,8 +22,16 @@ import (
 // ageing is what grpc-go is told of it.
 func ageing(l admission.Limits) keepalive.ServerParameters {
 	age := l.ConnectionAge - l.ConnectionAge/11 // a tenth more is the age
-	return keepalive.ServerParameters{MaxConnectionAge: age, MaxConnectionAgeGrace: l.ConnectionAgeGrace + l.ConnectionAge - (age - age/10)}
+	return keepalive.ServerParameters{
+		MaxConnectionAge: age, MaxConnectionAgeGrace: l.ConnectionAgeGrace + l.ConnectionAge - (age - age/10),
+		Time: silence, Timeout: answerTime,
+	}
 }
+
+// A caller that has vanished without a word, as when its machine loses power,
+// would hold its streams until the connection is too old. One that has said nothing
+// for silence is asked whether it is there, and must answer within answerTime.
+const silence, answerTime = time.Minute, 20 * time.Second
 
 // leaves is when a stream of the call must end for the age of its connection, so
 // that its caller hears why; zero where connections have none. They are spread
