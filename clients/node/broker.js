@@ -1,5 +1,6 @@
 import { readFile } from 'node:fs/promises';
 import net from 'node:net';
+import { createSecureContext } from 'node:tls';
 
 import { Client, Metadata, credentials } from '@grpc/grpc-js';
 
@@ -7,6 +8,7 @@ import { decode, encode, read } from './schema.js';
 
 const OPTIONS = {
   'grpc.service_config': read('service_config.json'),
+  'grpc.service_config_disable_resolution': 1, // what DNS might say
   // A dead connection is noticed within a minute, also while nothing is sent.
   'grpc.keepalive_time_ms': 30_000,
   'grpc.keepalive_timeout_ms': 10_000,
@@ -19,6 +21,7 @@ const OPTIONS = {
 /** Where the broker is, and who calls. What is not given is read from the environment. */
 export class Broker {
   #files;
+  #good; // what the files of TLS held when they last were good
   #plain;
   #target;
 
@@ -37,13 +40,10 @@ export class Broker {
     if (!files.certificate !== !files.privateKey) {
       throw new TypeError('certificate and privateKey go together: set both, or neither');
     }
-    if (!this.#plain && !files.ca && !files.certificate && !files.token) {
-      throw new TypeError(`only this machine is called without TLS: set ca, certificate and privateKey for ${address}`);
-    }
   }
 
   /**
-   * Calls a method, over a connection of its own that is made with the files as they are now, and yields what the broker
+   * Calls a method, over a connection of its own that is made with the files as they are now or last were good, and yields what the broker
    * sends until the signal ends it. A unary method is one that sends a single message.
    */
   async *call(name, request, signal) {
@@ -71,9 +71,29 @@ export class Broker {
 
   async #credentials() {
     if (this.#plain) return credentials.createInsecure();
-    const { ca, certificate, privateKey } = this.#files;
-    const [roots, key, chain] = await Promise.all([ca, privateKey, certificate].map((f) => (f ? readFile(f) : null)));
-    return credentials.createSsl(roots, key, chain);
+    try {
+      this.#good = await this.#pems();
+    } catch (error) {
+      if (!this.#good) throw error;
+    }
+    return credentials.createSsl(...this.#good);
+  }
+
+  /** Reads the files of TLS, and has OpenSSL check them. */
+  async #pems() {
+    const paths = [this.#files.ca, this.#files.privateKey, this.#files.certificate];
+    const pems = await Promise.all(paths.map((path) => (path ? readFile(path) : null)));
+    pems.forEach((pem, i) => {
+      const count = (edge) => pem.toString('latin1').split(`-----${edge} `).length - 1;
+      if (pem && (count('BEGIN') === 0 || count('BEGIN') !== count('END'))) throw new Error(`${paths[i]} is not a whole PEM file`);
+    });
+    const [ca, key, cert] = pems;
+    try {
+      createSecureContext({ ca: ca ?? undefined, key: key ?? undefined, cert: cert ?? undefined });
+    } catch (error) {
+      throw new Error(`${paths.filter(Boolean).join(', ')}: ${error.message}`);
+    }
+    return pems;
   }
 
   async #metadata() {

@@ -19,7 +19,7 @@ export class TokenBrokerError extends Error {
       for (const bytes of error.metadata.get('grpc-status-details-bin')) {
         for (const { type_url: url, value } of decode('google.rpc.Status', bytes).details) {
           const name = url.slice(url.lastIndexOf('/') + 1);
-          if (name === 'google.rpc.ErrorInfo') Object.assign(more, pick(decode(name, value)));
+          if (name === 'google.rpc.ErrorInfo') Object.assign(more, ofBroker(decode(name, value)));
           if (name === 'google.rpc.RetryInfo') more.retryAfter = milliseconds(decode(name, value).retryDelay);
         }
       }
@@ -30,4 +30,4 @@ export class TokenBrokerError extends Error {
   }
 }
 
-const pick = ({ reason, metadata }) => ({ reason, metadata });
+const ofBroker = ({ domain, reason, metadata }) => (domain === 'tokenbroker.v1' ? { reason, metadata } : {});

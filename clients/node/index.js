@@ -2,6 +2,7 @@
  * OAuth 2.0 access tokens from Token Broker, always fresh: a TokenSource follows one token over one stream, on which the
  * broker sends each successor before its predecessor ends. index.d.ts describes what is exported.
  */
+import { once } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { inspect } from 'node:util';
 
@@ -13,8 +14,10 @@ export { TokenBrokerError };
 
 // After these somebody has to act before trying again helps.
 const FINAL = new Set(['INVALID_ARGUMENT', 'PERMISSION_DENIED', 'UNAUTHENTICATED', 'FAILED_PRECONDITION']);
-// All times are in milliseconds. How long a token must be there before it is reported:
+// All times are in milliseconds. How old a token must be to be reported, and how long a report that failed holds off the next;
 const YOUNG = 10_000;
+// and how long a stream must have stood for its end to be no sign of trouble.
+const STEADY = 10_000;
 // Timers wait no longer; what is due later is looked at once more.
 const LONGEST = 24 * 3_600_000;
 
@@ -44,8 +47,9 @@ export class TokenSource {
   #error; // since the token came
   #failures = 0; // attempts that whoever waits is told of
   #streak = 0; // attempts that brought nothing, one after the other
-  #following = false; // false while nothing is to be done before somebody asks
-  #againAt = 0; // when trying again is allowed, by performance.now
+  #following = false; // begins when it is first asked
+  #againAt = 0; // when the next attempt is due, by performance.now
+  #parked; // an AbortController while that one waits for somebody who asks, or refreshTime
   #report; // for all who report at the same time
   #replaced; // id of the token that was reported
   #quietUntil = 0; // as to reports
@@ -62,12 +66,14 @@ export class TokenSource {
   async token({ timeout = 40_000, signal } = {}) {
     this.#check();
     const atHand = this.#good();
-    if (atHand && this.#following) return atHand;
-    const seen = this.#failures;
-    if (!this.#following && performance.now() >= this.#againAt) this.#follow();
-    if (this.#following) {
-      await this.#until(() => this.#good() || this.#failures !== seen || this.#end.signal.aborted, timeout, signal);
-    }
+    if (atHand && this.#following && !this.#parked) return atHand;
+    if (!this.#following) this.#follow();
+    const left = this.#againAt - performance.now();
+    if (this.#parked && left <= 0) this.#unpark();
+    // The next attempt is too far away: the last failure is the answer.
+    const stands = this.#error && left > 0 && (this.#parked || left > timeout);
+    const seen = stands ? -1 : this.#failures;
+    await this.#until(() => this.#good() || this.#failures !== seen || this.#end.signal.aborted, timeout, signal);
     this.#check();
     const token = this.#good();
     if (token) return token;
@@ -103,7 +109,13 @@ export class TokenSource {
 
   close() {
     this.#end.abort();
+    this.#unpark();
     this.#tell();
+  }
+
+  #unpark() {
+    this.#parked?.abort();
+    this.#parked = undefined;
   }
 
   #check() {
@@ -139,10 +151,14 @@ export class TokenSource {
 
   async #follow() {
     this.#following = true;
-    let wait = 0;
-    while (wait !== undefined) {
-      await sleep(Math.min(wait, LONGEST), undefined, { signal: this.#end.signal }).catch(() => {});
+    for (let wait = 0; ;) {
+      await rest(wait, this.#end.signal);
+      if (this.#parked) {
+        const due = this.#token ? this.#token.refreshTime - Date.now() : 0;
+        await rest(due > 0 ? due : Infinity, this.#parked.signal);
+      }
       if (this.#end.signal.aborted) return;
+      this.#parked = undefined;
       const stream = {};
       try {
         wait = await this.#attempt(stream);
@@ -165,7 +181,7 @@ export class TokenSource {
     }
     const before = this.#token?.id;
     const token = await this.#unary('IssueToken', this.#wanted);
-    return this.#pause(token.id !== before, token.refreshTime - Date.now());
+    return this.#pause(token.id !== before, Math.max(1000, token.refreshTime - Date.now()));
   }
 
   async #unary(method, request) {
@@ -185,19 +201,22 @@ export class TokenSource {
     return token;
   }
 
-  /** Says how long to wait after an attempt; undefined: until somebody asks. */
+  /** Says how long to wait after an attempt. */
   #failed(error, { since }) {
     // A stream that was shorter may have been cut by something that cuts the next one, too.
-    const wait = this.#pause(performance.now() - since >= 1000, error.retryAfter ?? 0);
-    const final = FINAL.has(error.code);
+    const wait = this.#pause(performance.now() - since >= STEADY, error.retryAfter ?? 0);
     this.#againAt = performance.now() + wait;
-    this.#following = !final;
-    if (wait || final) {
+    if (FINAL.has(error.code)) this.#parked = new AbortController();
+    if (error.reason === 'JOB_ENDED') { // the token was revoked
+      this.#token = undefined;
+      this.#goodUntil = 0;
+    }
+    if (wait || this.#parked) {
       this.#error = error;
       this.#failures += 1;
       this.#tell();
     }
-    return final ? undefined : wait;
+    return wait;
   }
 
   #pause(well, least) {
@@ -213,11 +232,18 @@ export class TokenSource {
       return successor;
     } catch (e) {
       const error = TokenBrokerError.of(e);
-      this.#quietUntil = performance.now() + (error.retryAfter ?? YOUNG);
+      this.#quietUntil = performance.now() + Math.max(error.retryAfter ?? 0, YOUNG);
       if (error.reason === 'REFRESH_TOO_SOON') return undefined;
       throw error;
     }
   }
+}
+
+/** Waits for so long, or until the signal. */
+async function rest(ms, signal) {
+  if (signal.aborted) return;
+  if (ms === Infinity) await once(signal, 'abort');
+  else await sleep(Math.min(ms, LONGEST), undefined, { signal }).catch(() => {});
 }
 
 /** Settles as the promise does, or fails when the signal says so. */

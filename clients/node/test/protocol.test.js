@@ -173,6 +173,83 @@ test('streams that end at once are not opened in a loop', async (t) => {
   assert.ok(made_ >= 2 && made_ < 7, `${made_} calls`);
 });
 
+test('a stream that stood for a second is not opened again at once', async (t) => {
+  const ends = [];
+  const watch = ({ call }) => {
+    call.write(made('a'));
+    setTimeout(() => { ends.push(performance.now()); call.end(); }, 1100);
+  };
+  const broker = await serve(t, { WatchToken: watch });
+  await broker.open().token();
+  await until('a third stream', () => broker.asked.length === 3);
+  [50, 100].forEach((wait, i) => assert.ok(broker.asked[i + 1].at - ends[i] > wait - 10));
+});
+
+test('a stream that stood for long is opened again at once', async (t) => {
+  const now = performance.now.bind(performance);
+  let later = 0;
+  t.after(() => mock.restoreAll());
+  mock.method(performance, 'now', () => now() + later);
+  mock.method(Math, 'random', () => 1); // waits are as long as can be
+  const watch = ({ n, call }) => {
+    call.write(made('a'));
+    if (n < 4) setTimeout(() => { later += 10_000; call.end(); }, 200);
+  };
+  const broker = await serve(t, { WatchToken: watch });
+  const began = Date.now();
+  await broker.open().token();
+  await until('a fourth stream', () => broker.asked.length === 4);
+  assert.ok(Date.now() - began < 600 + 700, 'with waits it would be 700 ms more');
+});
+
+test('after a final end it tries again at refresh time', async (t) => {
+  const watch = ({ n, call }) => {
+    call.write(made('ab'[n - 1], { refresh: 1000 * n ** 9 }));
+    if (n === 1) call.emit('error', refusal(grpc.status.PERMISSION_DENIED, 'CALLER_DENIED'));
+  };
+  const broker = await serve(t, { WatchToken: watch });
+  const source = broker.open();
+  await source.token();
+  await until('a second stream, though nobody asks', () => broker.asked.length === 2);
+  assert.ok(broker.asked[1].at - broker.asked[0].at > 900);
+  await until('its token', async () => (await source.token()).id === 'b');
+});
+
+test('after a final end who asks once the wait is over waits for the attempt', async (t) => {
+  const watch = ({ n, call }) => {
+    if (n === 1) call.emit('error', refusal(grpc.status.PERMISSION_DENIED, 'CALLER_DENIED', 500));
+    else setTimeout(() => call.write(made('a')), 300);
+  };
+  const broker = await serve(t, { WatchToken: watch });
+  const source = broker.open();
+  for (let i = 0; i < 3; i += 1) await assert.rejects(source.token(), { reason: 'CALLER_DENIED' });
+  await new Promise((resolve) => { setTimeout(resolve, 600); }); // in which nothing may happen
+  assert.equal(broker.asked.length, 1);
+  assert.equal((await source.token()).id, 'a');
+});
+
+test('the token of a job that has ended is of no use', async (t) => {
+  let end;
+  const watch = ({ n, call }) => {
+    end = () => call.emit('error', refusal(grpc.status.FAILED_PRECONDITION, 'JOB_ENDED'));
+    if (n === 1) call.write(made('a'));
+    else end();
+  };
+  const source = (await serve(t, { WatchToken: watch })).open({ job: 'nightly', dedicated: true });
+  await source.token();
+  end();
+  await until('an error', () => source.token().then(() => false, (error) => error.reason === 'JOB_ENDED'));
+});
+
+test('who has less time than the next attempt is away gets the last error at once', async (t) => {
+  const watch = ({ call }) => call.emit('error', refusal(grpc.status.UNAVAILABLE, 'ENDPOINT_UNAVAILABLE', 60_000));
+  const broker = await serve(t, { WatchToken: watch });
+  const [source, began] = [broker.open(), performance.now()];
+  for (let i = 0; i < 3; i += 1) await assert.rejects(source.token(), { reason: 'ENDPOINT_UNAVAILABLE' });
+  assert.ok(performance.now() - began < 20_000);
+  assert.equal(broker.asked.length, 1);
+});
+
 test('a 401 of a server that was not shown the token is not reported', async (t) => {
   const broker = await serve(t, { WatchToken: streams('a'), RefreshToken: ({ callback }) => callback(null, made('b')) });
   const source = broker.open();

@@ -15,7 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 import token_broker
 from stage import until
-from token_broker import _broker
+from token_broker import _broker, _following
 from token_broker._broker import message
 from token_broker.httpx import TokenAuth
 
@@ -94,6 +94,15 @@ class Relay:
     def close(self):
         for s in (self.listener, *self.sockets):
             s.close()
+
+
+def _reason(source):
+    """Why there is no token, if there is none."""
+    try:
+        source.token()
+    except token_broker.TokenBrokerError as e:
+        return e.reason
+    return None
 
 
 class TestProtocol(unittest.TestCase):
@@ -248,6 +257,83 @@ class TestProtocol(unittest.TestCase):
             source.token()
             time.sleep(0.01)
         self.assertIn(len(broker.calls), range(2, 7))  # after 0.1 + 0.2 + 0.4 s, and half of that at the least
+
+    def standing(self, seconds):
+        """Streams that bring a token, and end after some seconds. Notes when."""
+        ends = []
+
+        def watch(n, context):
+            yield message("WatchTokenResponse")(token=made("a"))
+            time.sleep(seconds)
+            ends.append(time.monotonic())
+
+        return self.broker(WatchToken=watch), ends
+
+    def test_a_stream_that_stood_for_a_second_is_not_opened_again_at_once(self):
+        broker, ends = self.standing(1.1)
+        self.source().token()
+        until("a third stream", lambda: len(broker.calls) == 3)
+        for end, call, wait in zip(ends, broker.calls[1:], (0.05, 0.1)):
+            self.assertGreater(call[1] - end, wait - 0.01)
+
+    def test_a_stream_that_stood_for_long_is_opened_again_at_once(self):
+        broker, _ = self.standing(0.3)
+        with mock.patch.object(_following, "_STEADY", 0.2), self.assertLogs("token_broker", "INFO") as logs:
+            self.source().token()
+            until("a third stream", lambda: len(broker.calls) == 3)
+        self.assertRegex(logs.output[0], r"again in 0\.0 s$")
+
+    def test_after_a_final_end_it_tries_again_at_refresh_time(self):
+        def watch(n, context):
+            yield message("WatchTokenResponse")(token=made("ab"[n - 1], refresh=1.0 if n == 1 else None))
+            if n == 1:
+                refuse(context, grpc.StatusCode.PERMISSION_DENIED, "CALLER_DENIED")
+            broker.stay(context)
+
+        broker = self.broker(WatchToken=watch)
+        source = self.source()
+        source.token()
+        until("a second stream, though nobody asks", lambda: len(broker.calls) == 2)
+        self.assertGreater(broker.calls[1][1] - broker.calls[0][1], 0.9)
+        until("its token", lambda: source.token().id == "b")
+
+    def test_after_a_final_end_who_asks_once_the_wait_is_over_waits_for_the_attempt(self):
+        def watch(n, context):
+            if n == 1:
+                refuse(context, grpc.StatusCode.PERMISSION_DENIED, "CALLER_DENIED", 0.5)
+            time.sleep(0.3)
+            yield message("WatchTokenResponse")(token=made("a"))
+            broker.stay(context)
+
+        broker = self.broker(WatchToken=watch)
+        source = self.source()
+        for _ in range(3):
+            with self.assertRaisesRegex(token_broker.TokenBrokerError, "CALLER_DENIED"):
+                source.token()
+        time.sleep(0.6)  # in which nothing may happen
+        self.assertEqual(len(broker.calls), 1)
+        self.assertEqual(source.token().id, "a")
+
+    def test_the_token_of_a_job_that_has_ended_is_of_no_use(self):
+        def watch(n, context):
+            if n == 1:
+                yield message("WatchTokenResponse")(token=made("a"))
+            ended.wait(30)
+            refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "JOB_ENDED")
+
+        ended = threading.Event()
+        self.broker(WatchToken=watch)
+        source = self.source(job="nightly", dedicated=True)
+        source.token()
+        ended.set()
+        until("an error", lambda: _reason(source) == "JOB_ENDED")
+
+    def test_who_has_less_time_than_the_next_attempt_is_away_gets_the_last_error_at_once(self):
+        broker = self.broker(WatchToken=lambda n, context: refuse(context, grpc.StatusCode.UNAVAILABLE, "ENDPOINT_UNAVAILABLE", 60))
+        source, began = self.source(), time.monotonic()
+        self.assertEqual([_reason(source) for _ in range(3)], ["ENDPOINT_UNAVAILABLE"] * 3)
+        self.assertLess(time.monotonic() - began, 20)
+        self.assertEqual(len(broker.calls), 1)
 
     def test_a_dead_connection_is_noticed_within_a_minute(self):
         settings = dict(_broker._OPTIONS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import ssl
 from importlib.resources import files
 from typing import Any
 
@@ -17,6 +18,7 @@ for _file in descriptor_pb2.FileDescriptorSet.FromString(files(__package__).join
 
 _OPTIONS = [
     ("grpc.service_config", files(__package__).joinpath("service_config.json").read_text()),
+    ("grpc.service_config_disable_resolution", 1),  # what DNS might say
     # A dead connection is noticed within a minute, also while nothing is sent.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -55,16 +57,37 @@ class Broker:
         self.plain = not (self.ca or self.certificate or self.private_key) and _is_local(self.address)
         if bool(self.certificate) != bool(self.private_key):
             raise ValueError("certificate and private_key go together: set both, or neither")
-        if not (self.plain or self.ca or self.certificate or self.token_file):
-            raise ValueError(f"only this machine is called without TLS: set ca, certificate and private_key for {self.address}")
+        self._good: list[bytes | None] = []  # what the files of TLS held when they last were good
 
     def connect(self) -> Any:
-        """Opens a channel, with the files as they are now. Raises OSError."""
+        """Opens a channel, with the files as they are now, or as they last were good. Raises OSError and ValueError."""
         target = self.address if self.address.startswith("unix:") else f"dns:///{self.address}"
         if self.plain:
             return grpc.insecure_channel(target, _OPTIONS)
-        credentials = grpc.ssl_channel_credentials(_read(self.ca), _read(self.private_key), _read(self.certificate))
-        return grpc.secure_channel(target, credentials, _OPTIONS)
+        try:
+            self._good = self._pems()
+        except (OSError, ValueError):
+            if not self._good:
+                raise
+        return grpc.secure_channel(target, grpc.ssl_channel_credentials(*self._good), _OPTIONS)
+
+    def _pems(self) -> list[bytes | None]:
+        """Reads the files of TLS, and has OpenSSL check them."""
+        paths = self.ca, self.private_key, self.certificate
+        pems, context = [_read(p) for p in paths], ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        try:
+            checking = f"CA file {self.ca}"
+            if self.ca:
+                context.load_verify_locations(self.ca)
+            checking = f"certificate {self.certificate} and key {self.private_key}"
+            if self.certificate:
+                context.load_cert_chain(self.certificate, self.private_key, password="")
+        except ssl.SSLError as e:
+            raise ValueError(f"{checking}: {e}") from None
+        for path, pem in zip(paths, pems):
+            if pem != _read(path) or pem and pem.count(b"-----BEGIN ") != pem.count(b"-----END "):
+                raise ValueError(f"{path} is being written")
+        return pems
 
     def metadata(self) -> list[tuple[str, str]]:
         """What goes with a call: the bearer token, as its file has it now. Raises OSError and ValueError."""

@@ -18,8 +18,10 @@ log = logging.getLogger("token_broker")
 
 # After these somebody has to act before trying again helps.
 _FINAL = {getattr(grpc.StatusCode, c) for c in ("INVALID_ARGUMENT", "PERMISSION_DENIED", "UNAUTHENTICATED", "FAILED_PRECONDITION")}
-# How long a token must be there before it is reported, in seconds.
+# In seconds: how old a token must be to be reported, and how long a report that failed holds off the next;
 _YOUNG = 10.0
+# and how long a stream must have stood for its end to be no sign of trouble.
+_STEADY = 10.0
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Following:
     def __init__(self, name: str) -> None:
         self.name = name
         self.failures = 0  # attempts that whoever waits is told of
-        self.again_at = 0.0  # when trying again is allowed, by time.monotonic
+        self.again_at = 0.0  # when the next attempt is due, by time.monotonic
+        self.parked = False  # from then on it waits for somebody who asks
         self._at_hand: tuple[Token, float] | None = None  # and until when it is good
         self._error: TokenBrokerError | None = None  # since the token came
         self._streak = 0  # attempts that brought nothing, one after the other
@@ -65,9 +68,20 @@ class Following:
             return copy.copy(self._error)
         return TokenBrokerError(grpc.StatusCode.DEADLINE_EXCEEDED, f"the broker has sent no token within {timeout} s")
 
+    def stands(self, timeout: float | None) -> bool:
+        """Whether the last error is the answer to who asks now: the next attempt is further away than his time."""
+        left = self.again_at - time.monotonic()
+        return bool(self._error) and left > 0 and (self.parked or timeout is not None and left > timeout)
+
+    def refresh_due(self) -> float | None:
+        """In how many seconds the successor of the token at hand is due; None if it has been, or there is none."""
+        left = self._at_hand[0].refresh_time.timestamp() - time.time() if self._at_hand else 0
+        return left if left > 0 else None
+
     def begin(self) -> None:
         """Begins an attempt."""
         self._since = None
+        self.parked = False
 
     def watched(self, message: Any) -> None:
         """Takes what a stream has brought."""
@@ -84,23 +98,25 @@ class Following:
             self._error = None
         return token
 
-    def failed(self, error: TokenBrokerError) -> float | None:
-        """Says how long to wait after an attempt; None: until somebody asks."""
+    def failed(self, error: TokenBrokerError) -> float:
+        """Says how long to wait after an attempt."""
         # A stream that was shorter may have been cut by something that cuts the next one, too.
-        wait = self._pause(self._since is not None and time.monotonic() - self._since >= 1, error.retry_after or 0)
-        final = error.code in _FINAL
+        wait = self._pause(self._since is not None and time.monotonic() - self._since >= _STEADY, error.retry_after or 0)
+        self.parked = error.code in _FINAL
         self.again_at = time.monotonic() + wait
-        if wait or final:
+        if error.reason == "JOB_ENDED":
+            self._at_hand = None  # it was revoked
+        if wait or self.parked:
             self._error = error
             self.failures += 1
-        log.info("following %s: %s; %s", self.name, error, "not again unasked" if final else f"again in {wait:.1f} s")
-        return None if final else wait
+        log.info("following %s: %s; again in %.1f s%s", self.name, error, wait, ", if somebody asks" if self.parked else "")
+        return wait
 
     def issued(self, message: Any) -> float:
         """Takes the token of a broker that cannot be watched, and says how long to wait."""
         before = self._at_hand[0].id if self._at_hand else ""
         token = self.take(message)
-        return self._pause(token.id != before, token.refresh_time.timestamp() - time.time())
+        return self._pause(token.id != before, max(1.0, token.refresh_time.timestamp() - time.time()))
 
     def _pause(self, well: bool, least: float) -> float:
         self._streak = 0 if well else min(self._streak + 1, 10)
@@ -116,4 +132,4 @@ class Following:
 
     def unreported(self, error: TokenBrokerError) -> None:
         """Keeps quiet after a report that failed."""
-        self._quiet_until = time.monotonic() + (error.retry_after or _YOUNG)
+        self._quiet_until = time.monotonic() + max(error.retry_after or 0, _YOUNG)

@@ -35,7 +35,7 @@ class Source:
             self._wanted["job"] = {"id": job, "dedicated": dedicated}
         self._state = Following(profile)
         self._changed = threading.Condition()  # guards what is below, and changes of the state
-        self._thread: threading.Thread | None = None  # None while nothing is to be done before somebody asks
+        self._thread: threading.Thread | None = None  # begins when it is first asked
         self._channels: set[Any] = set()  # with calls under way
         self._pid = 0  # of the process that uses it
         self._closed = False
@@ -49,19 +49,23 @@ class Source:
             raise RuntimeError("this token source was used before the process was forked: make one in each process")
 
     def _at_hand(self) -> Token | None:
-        """The token, if it is good and nothing is to be done about the next one."""
+        """The token, if it is good and somebody follows it."""
         self._check()
-        return self._state.good() if self._thread else None
+        return self._state.good() if self._thread and not self._state.parked else None
 
-    def _begin(self) -> Callable[[], bool]:
+    def _begin(self, timeout: float | None) -> Callable[[], bool]:
         """Makes sure that somebody follows the token, if that is allowed by now. Returns what says that there is news."""
         with self._changed:
-            seen = self._state.failures
-            if not self._thread and not self._closed and time.monotonic() >= self._state.again_at:
+            state = self._state
+            if not self._thread and not self._closed:
                 self._pid = os.getpid()
-                self._thread = threading.Thread(target=self._follow, name=f"token of {self._state.name}", daemon=True)
+                self._thread = threading.Thread(target=self._follow, name=f"token of {state.name}", daemon=True)
                 self._thread.start()
-            return lambda: bool(self._state.good()) or self._state.failures != seen or self._closed or not self._thread
+            if state.parked and time.monotonic() >= state.again_at:
+                state.parked = False
+                self._changed.notify_all()
+            seen = -1 if state.stands(timeout) else state.failures
+            return lambda: bool(state.good()) or state.failures != seen or self._closed
 
     def _answer(self, timeout: float | None) -> Token:
         self._check()
@@ -121,10 +125,13 @@ class Source:
         return method(channel, name)(message(f"{name}Request")(**self._wanted, **more), metadata=self._broker.metadata())
 
     def _follow(self) -> None:
-        wait: float | None = 0
-        while wait is not None:
+        wait = 0.0
+        while True:
             with self._changed:
-                if self._changed.wait_for(lambda: self._closed, wait):
+                self._changed.wait_for(lambda: self._closed, wait)
+                if self._state.parked:
+                    self._changed.wait_for(lambda: self._closed or not self._state.parked, self._state.refresh_due())
+                if self._closed:
                     return
                 self._state.begin()
             try:
@@ -134,8 +141,6 @@ class Source:
                     if self._closed:
                         return
                     wait = self._state.failed(of(e))
-                    if wait is None:
-                        self._thread = None
                     self._tell()
 
     def _attempt(self) -> float:
@@ -168,7 +173,7 @@ class TokenSource(Source):
         """
         if token := self._at_hand():
             return token
-        news = self._begin()
+        news = self._begin(timeout)
         with self._changed:
             self._changed.wait_for(news, timeout)
         return self._answer(timeout)

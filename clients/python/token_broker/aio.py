@@ -41,7 +41,7 @@ class TokenSource(Source):
         with self._changed:
             self._listeners.add(hear)
         try:
-            await asyncio.wait_for(wait(self._begin()), timeout)
+            await asyncio.wait_for(wait(self._begin(timeout)), timeout)
         except asyncio.TimeoutError:
             pass
         finally:

@@ -9,6 +9,8 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
+_DOMAIN = "tokenbroker.v1"
+
 
 class TokenBrokerError(Exception):
     """The broker's refusal, or the way to the broker that failed.
@@ -45,7 +47,7 @@ def of(error: Any) -> TokenBrokerError:
         try:
             for detail in status_pb2.Status.FromString(value).details:
                 info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-                if detail.Unpack(info):
+                if detail.Unpack(info) and info.domain == _DOMAIN:
                     reason, metadata = info.reason, dict(info.metadata)
                 elif detail.Unpack(retry):
                     retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9

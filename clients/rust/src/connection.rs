@@ -1,4 +1,12 @@
-use std::{env, fmt::Display, fs, net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    env,
+    fmt::Display,
+    fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Mutex,
+    time::Duration,
+};
 
 use tokio::net::lookup_host;
 use tonic::{
@@ -36,6 +44,9 @@ pub struct Config {
     pub token_file: Option<PathBuf>,
 }
 
+/// What the files of TLS held when they last were good.
+pub(crate) type Good = Mutex<Option<ClientTlsConfig>>;
+
 /// A unit of batch work.
 #[derive(Clone, Debug)]
 pub struct Job {
@@ -64,12 +75,12 @@ impl Config {
     }
 
     /// Checks all that can be wrong before a connection is made.
-    pub(crate) fn check(&self) -> Result<(), Error> {
-        self.endpoint(&self.address).map(drop).map_err(|e| Error::new(Code::InvalidArgument, e))
+    pub(crate) fn check(&self, good: &Good) -> Result<(), Error> {
+        self.endpoint(&self.address, good).map(drop).map_err(|e| Error::new(Code::InvalidArgument, e))
     }
 
-    /// Makes a connection with the files of this moment, to any of the addresses that the broker's name has.
-    pub(crate) async fn connect(&self) -> Result<TokenBrokerClient<Channel>, Status> {
+    /// Makes a connection with the files as they are now or last were good, to any of the addresses that the broker's name has.
+    pub(crate) async fn connect(&self, good: &Good) -> Result<TokenBrokerClient<Channel>, Status> {
         let failed = |e: &dyn Display| Status::unavailable(format!("connecting to {}: {e}", self.address));
         let mut addresses = vec![self.address.clone()];
         if !self.unix() {
@@ -79,7 +90,7 @@ impl Config {
         }
         let mut status = failed(&"the name has no address");
         for address in addresses {
-            match self.endpoint(&address).map_err(|e| failed(&e))?.connect().await {
+            match self.endpoint(&address, good).map_err(|e| failed(&e))?.connect().await {
                 Ok(channel) => return Ok(TokenBrokerClient::new(channel)),
                 Err(e) => status = failed(&chain(&e)),
             }
@@ -91,10 +102,14 @@ impl Config {
     pub(crate) fn request<T>(&self, message: T) -> Result<Request<T>, Status> {
         let mut request = Request::new(message);
         if let Some(path) = &self.token_file {
-            let failed = |e: &dyn Display| Status::unauthenticated(format!("reading {}: {e}", path.display()));
-            let token = fs::read_to_string(path).map_err(|e| failed(&e))?;
-            let mut value =
-                MetadataValue::try_from(format!("Bearer {}", token.trim())).map_err(|_| failed(&"not a token"))?;
+            // Somebody may be replacing it.
+            let failed = |e: &dyn Display| Status::unavailable(format!("reading {}: {e}", path.display()));
+            let text = fs::read_to_string(path).map_err(|e| failed(&e))?;
+            let token = text.strip_suffix('\n').unwrap_or(&text);
+            let token = token.strip_suffix('\r').unwrap_or(token);
+            let sound = !token.is_empty() && token.bytes().all(|b| b.is_ascii_graphic());
+            let value = Some(format!("Bearer {token}")).filter(|_| sound).and_then(|v| MetadataValue::try_from(v).ok());
+            let mut value = value.ok_or_else(|| failed(&"it does not hold one token and nothing else"))?;
             value.set_sensitive(true);
             request.metadata_mut().insert("authorization", value);
         }
@@ -106,9 +121,10 @@ impl Config {
     }
 
     /// How an address of the broker is reached.
-    fn endpoint(&self, address: &str) -> Result<Endpoint, String> {
+    fn endpoint(&self, address: &str, good: &Good) -> Result<Endpoint, String> {
         let host = self.address.rsplit_once(':').map_or(&*self.address, |(host, _)| host).trim_matches(['[', ']']);
-        let local = self.unix() || host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+        let local =
+            self.unix() || host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
         let plain = local && self.ca.is_none() && self.certificate.is_none() && self.private_key.is_none();
         let scheme = if plain { "http" } else { "https" };
         let uri = |address: &str| if self.unix() { address.into() } else { format!("{scheme}://{address}") };
@@ -118,14 +134,40 @@ impl Config {
             endpoint = endpoint.origin(uri(&self.address).parse().map_err(|e| wrong(&e))?);
         }
         if !plain {
-            endpoint = endpoint.tls_config(self.tls()?.domain_name(host)).map_err(|e| wrong(&e))?;
+            let with = |tls: &ClientTlsConfig| {
+                endpoint
+                    .clone()
+                    .tls_config(tls.clone().domain_name(host))
+                    .map_err(|e| format!("{}: {}", self.files(), chain(&e)))
+            };
+            let mut good = good.lock().expect("nothing panics with it");
+            let fresh = self.tls().and_then(|tls| Ok((with(&tls)?, tls)));
+            endpoint = match (fresh, &*good) {
+                (Ok((endpoint, tls)), _) => {
+                    *good = Some(tls);
+                    endpoint
+                }
+                (Err(_), Some(tls)) => with(tls)?,
+                (Err(e), None) => return Err(e),
+            };
         }
         let endpoint = endpoint.user_agent("token-broker-client-rust").map_err(|e| wrong(&e))?;
         Ok(endpoint.connect_timeout(PATIENCE).http2_keep_alive_interval(SILENCE).keep_alive_timeout(PATIENCE))
     }
 
+    /// The files of TLS, for people.
+    fn files(&self) -> String {
+        let paths = [&self.ca, &self.certificate, &self.private_key].into_iter().flatten();
+        paths.map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
+    }
+
     fn tls(&self) -> Result<ClientTlsConfig, String> {
-        let read = |path: &PathBuf| fs::read(path).map_err(|e| format!("reading {}: {e}", path.display()));
+        let read = |path: &Path| {
+            let pem = fs::read(path).map_err(|e| format!("reading {}: {e}", path.display()))?;
+            let count = |edge: &[u8]| pem.windows(edge.len()).filter(|w| *w == edge).count();
+            let whole = count(b"-----BEGIN ") > 0 && count(b"-----BEGIN ") == count(b"-----END ");
+            if whole { Ok(pem) } else { Err(format!("{} is not a whole PEM file", path.display())) }
+        };
         let tls = match &self.ca {
             Some(path) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(path)?)),
             None => ClientTlsConfig::new().with_native_roots(),

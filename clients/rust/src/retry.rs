@@ -4,43 +4,23 @@ use std::{
     time::Duration,
 };
 
-use serde_json::Value;
 use tonic::{Code, Response, Status};
 
-/// The retry policy of the service config, for unary calls that fail with UNAVAILABLE; tonic reads no service config.
-pub(crate) struct Retry {
-    timeout: Duration,
-    attempts: u64,
-    first: Duration,
-    longest: Duration,
-    factor: f64,
-    most: f64,
-    ratio: f64,
-    /// From 0 to most: a failure takes one, a success gives ratio back. No retry with half of them or less.
-    tokens: Mutex<f64>,
-}
+// What service_config.json says; tonic reads none.
+const TIMEOUT: Duration = Duration::from_secs(40);
+const ATTEMPTS: u32 = 4;
+const FIRST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_secs(2);
+const MOST: f64 = 10.0;
+const RATIO: f64 = 0.1;
+
+/// Unary calls that fail with UNAVAILABLE are tried again. It has from 0 to MOST tokens: a failure takes one, a success gives
+/// RATIO back. No retry with half of them or less.
+pub(crate) struct Retry(Mutex<f64>);
 
 impl Retry {
     pub(crate) fn new() -> Retry {
-        let config: Value =
-            serde_json::from_str(include_str!("../service_config.json")).expect("the service config is JSON");
-        let method = &config["methodConfig"][0];
-        let (policy, throttling) = (&method["retryPolicy"], &config["retryThrottling"]);
-        let number = |v: &Value| v.as_f64().expect("a number in the service config");
-        let seconds = |v: &Value| {
-            let text = v.as_str().and_then(|s| s.strip_suffix('s'));
-            Duration::from_secs_f64(text.and_then(|s| s.parse().ok()).expect("seconds in the service config"))
-        };
-        Retry {
-            timeout: seconds(&method["timeout"]),
-            attempts: number(&policy["maxAttempts"]) as u64,
-            first: seconds(&policy["initialBackoff"]),
-            longest: seconds(&policy["maxBackoff"]),
-            factor: number(&policy["backoffMultiplier"]),
-            most: number(&throttling["maxTokens"]),
-            ratio: number(&throttling["tokenRatio"]),
-            tokens: Mutex::new(number(&throttling["maxTokens"])),
-        }
+        Retry(Mutex::new(MOST))
     }
 
     /// Makes a call, and makes it again as the policy says.
@@ -49,22 +29,19 @@ impl Retry {
         F: Future<Output = Result<Response<R>, Status>>,
     {
         let attempts = async {
-            for attempt in 1.. {
+            for attempt in 0.. {
                 let status = match call().await {
                     Ok(response) => {
-                        self.count(self.ratio);
+                        self.count(RATIO);
                         return Ok(response.into_inner());
                     }
                     Err(status) => settled(status),
                 };
-                if status.code() != Code::Unavailable || !self.count(-1.0) || attempt >= self.attempts {
+                if status.code() != Code::Unavailable || !self.count(-1.0) || attempt + 1 == ATTEMPTS {
                     return Err(status);
                 }
                 let wait = match status.metadata().get("grpc-retry-pushback-ms").map(|ms| ms.to_str().ok()?.parse().ok()) {
-                    None => self
-                        .longest
-                        .min(self.first.mul_f64(self.factor.powi(attempt as i32 - 1)))
-                        .mul_f64(0.8 + 0.4 * random()),
+                    None => LONGEST.min(FIRST * 2u32.pow(attempt)).mul_f64(0.8 + 0.4 * random()),
                     Some(Some(ms)) => Duration::from_millis(ms),
                     Some(None) => return Err(status), // the server wants no retry
                 };
@@ -72,15 +49,15 @@ impl Retry {
             }
             unreachable!()
         };
-        let late = |_| Err(Status::deadline_exceeded(format!("no answer within {:?}", self.timeout)));
-        tokio::time::timeout(self.timeout, attempts).await.unwrap_or_else(late)
+        let late = |_| Err(Status::deadline_exceeded(format!("no answer within {TIMEOUT:?}")));
+        tokio::time::timeout(TIMEOUT, attempts).await.unwrap_or_else(late)
     }
 
     /// Counts a success or a failure, and tells whether a retry is allowed after it.
     fn count(&self, change: f64) -> bool {
-        let mut tokens = self.tokens.lock().expect("nothing panics with it");
-        *tokens = (*tokens + change).clamp(0.0, self.most);
-        *tokens > self.most / 2.0
+        let mut tokens = self.0.lock().expect("nothing panics with it");
+        *tokens = (*tokens + change).clamp(0.0, MOST);
+        *tokens > MOST / 2.0
     }
 }
 
@@ -137,5 +114,18 @@ mod tests {
             assert_eq!(calls.get(), want);
             assert_eq!(began.elapsed(), Duration::from_millis(250) * (want - 1));
         }
+    }
+
+    #[test]
+    fn it_is_what_the_service_config_says() {
+        let config: serde_json::Value = serde_json::from_str(include_str!("../service_config.json")).unwrap();
+        let (method, throttling) = (&config["methodConfig"][0], &config["retryThrottling"]);
+        let mut policy = method["retryPolicy"].clone();
+        policy["timeout"] = method["timeout"].clone();
+        let seconds = |d: Duration| format!("{}s", d.as_secs_f64());
+        assert_eq!(*throttling, serde_json::json!({"maxTokens": MOST as u32, "tokenRatio": RATIO}));
+        let want = serde_json::json!({"maxAttempts": ATTEMPTS, "initialBackoff": seconds(FIRST), "maxBackoff": seconds(LONGEST),
+            "backoffMultiplier": 2, "retryableStatusCodes": ["UNAVAILABLE"], "timeout": seconds(TIMEOUT)});
+        assert_eq!(policy, want);
     }
 }

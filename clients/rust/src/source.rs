@@ -14,6 +14,7 @@ use tonic::{Code, Status};
 
 use crate::{
     Config, Error, Job, Token,
+    connection::Good,
     retry::{Retry, random, settled},
     v1,
 };
@@ -21,8 +22,12 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(40);
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
-/// A stream that ends sooner has not helped; and how long a report that failed holds off the next.
-const MOMENT: Duration = Duration::from_secs(1);
+/// How long a stream must have stood for its end to be no sign of trouble.
+const STEADY: Duration = Duration::from_secs(10);
+/// How long a report that failed holds off the next, at least.
+const QUIET: Duration = Duration::from_secs(10);
+/// A broker that has no streams is not asked more often.
+const OFTEN: Duration = Duration::from_secs(1);
 
 /// Follows one token of the broker, from each to its successor.
 ///
@@ -48,6 +53,7 @@ impl Drop for Handle {
 struct Shared {
     config: Config,
     request: v1::WatchTokenRequest,
+    good: Good,
     retry: Retry,
     state: watch::Sender<State>,
     /// Held while a report is made; has until when none is, and what those who wait until then are told.
@@ -60,8 +66,12 @@ struct State {
     /// How many attempts have failed, and how the last one did; none after one that brought a token.
     failures: u64,
     failure: Option<Error>,
-    /// The next attempt waits for somebody who asks then or later.
-    parked: Option<Instant>,
+    /// When the next attempt is due.
+    again: Instant,
+    /// From then on it waits for somebody who asks.
+    parked: bool,
+    /// The id of the token that was reported.
+    replaced: String,
 }
 
 impl State {
@@ -73,8 +83,10 @@ impl State {
 impl TokenSource {
     /// Makes a source. It connects when it is used. Fails if a file is missing or damaged.
     pub fn new(config: Config) -> Result<TokenSource, Error> {
-        config.check()?;
-        let state = State { token: None, failures: 0, failure: None, parked: None };
+        let good = Good::default();
+        config.check(&good)?;
+        let (again, replaced) = (Instant::now(), String::new());
+        let state = State { token: None, failures: 0, failure: None, again, parked: false, replaced };
         let shared = Arc::new(Shared {
             request: v1::WatchTokenRequest {
                 profile: config.profile.clone(),
@@ -83,6 +95,7 @@ impl TokenSource {
                 job: config.job.clone().map(|Job { id, dedicated }| v1::Job { id, dedicated }),
             },
             config,
+            good,
             retry: Retry::new(),
             state: watch::Sender::new(state),
             report: AsyncMutex::default(),
@@ -100,7 +113,7 @@ impl TokenSource {
         let shared = &self.0.shared;
         {
             let state = shared.state.borrow();
-            if let (Some(token), None) = (&state.token, state.parked)
+            if let (Some(token), false) = (&state.token, state.parked)
                 && token.good()
             {
                 return Ok(token.clone());
@@ -108,17 +121,17 @@ impl TokenSource {
         }
         self.follow();
         let mut states = shared.state.subscribe();
-        let mut before = states.borrow().failures;
+        let mut before = None;
         shared.state.send_if_modified(|state| {
-            let due = state.parked.is_some_and(|again| again <= Instant::now());
-            if due {
-                state.parked = None;
-            } else if state.parked.is_some() {
-                before = before.wrapping_sub(1); // the failure counts for this one, too
-            }
-            due
+            let left = state.again.saturating_duration_since(Instant::now());
+            let asked = state.parked && left.is_zero();
+            state.parked &= !asked;
+            // If the next attempt is too far away, the last failure is the answer.
+            let stands = state.parked || left > patience;
+            before = Some(state.failures).filter(|_| !stands);
+            asked
         });
-        let done = |state: &State| state.good() || state.failure.is_some() && state.failures != before;
+        let done = |state: &State| state.good() || state.failure.is_some() && Some(state.failures) != before;
         let _ = timeout(patience, states.wait_for(done)).await;
         let state = shared.state.borrow();
         match (&state.token, &state.failure) {
@@ -191,7 +204,14 @@ impl Shared {
     }
 
     fn take(&self, token: Token) {
-        self.state.send_modify(|state| (state.token, state.failure) = (Some(token.into()), None));
+        self.state.send_if_modified(|state| {
+            // A replica that has not heard of a report may still send what was reported.
+            let other = token.id != state.replaced;
+            if other {
+                (state.token, state.failure) = (Some(token.into()), None);
+            }
+            other
+        });
     }
 
     fn other_than(&self, id: &str) -> Option<Arc<Token>> {
@@ -200,35 +220,34 @@ impl Shared {
 
     /// Attempts, each with a stream, for as long as the source is there.
     async fn follow(&self) {
-        let mut attempt = 0;
+        let mut tries = 0;
         loop {
-            let began = Instant::now();
-            let before = self.state.borrow().token.clone();
-            let outcome = self.attempt().await;
-            let token = self.state.borrow().token.clone();
-            let brought = token.as_ref().map(Arc::as_ptr) != before.as_ref().map(Arc::as_ptr);
-            if brought {
-                attempt = 0;
+            let (began, mut brought) = (Instant::now(), false);
+            let outcome = self.attempt(&mut brought).await;
+            let stood = brought && began.elapsed() >= STEADY;
+            if stood || outcome.is_ok() {
+                tries = 0;
             }
-            match (outcome, token) {
-                (Err(e), _) => {
-                    let helped = brought && !is_final(e.code) && began.elapsed() > MOMENT;
-                    let wait = if helped { Duration::ZERO } else { back_off(attempt) };
-                    let wait = wait.max(e.retry_after.unwrap_or_default());
-                    attempt += 1;
+            match outcome {
+                Ok(()) => sleep(self.refresh_due().unwrap_or_default().max(OFTEN)).await,
+                Err(e) if stood && !is_final(e.code) && e.retry_after.is_none() => {}
+                Err(e) => {
+                    let wait = back_off(tries).max(e.retry_after.unwrap_or_default());
+                    tries += 1;
                     self.rest(e, wait).await;
                 }
-                (Ok(()), Some(token)) => {
-                    sleep(token.refresh_time.duration_since(SystemTime::now()).unwrap_or_default().max(MOMENT)).await;
-                }
-                (Ok(()), None) => unreachable!("it has brought one"),
             }
         }
     }
 
+    /// In how long the successor of the token at hand is due; none if it has been, or there is no token.
+    fn refresh_due(&self) -> Option<Duration> {
+        self.state.borrow().token.as_ref()?.refresh_time.duration_since(SystemTime::now()).ok()
+    }
+
     /// Returns how the stream ended, or nothing if there are no streams and a call has brought the token.
-    async fn attempt(&self) -> Result<(), Error> {
-        let status = match self.watch().await {
+    async fn attempt(&self, brought: &mut bool) -> Result<(), Error> {
+        let status = match self.watch(brought).await {
             Ok(()) => Status::unavailable("the stream has ended"),
             Err(status) => settled(status),
         };
@@ -238,36 +257,42 @@ impl Shared {
         let issued = self.retry.unary(|| async {
             let v1::WatchTokenRequest { profile, scopes, min_lifetime, job } = self.request.clone();
             let request = v1::IssueTokenRequest { profile, scopes, min_lifetime, job };
-            self.config.connect().await?.issue_token(self.config.request(request)?).await
+            self.config.connect(&self.good).await?.issue_token(self.config.request(request)?).await
         });
         let doing = |status| Error::of(&format!("requesting a token for profile {}", self.config.profile), &status);
         self.take(issued.await.and_then(|r| r.token.try_into()).map_err(doing)?);
         Ok(())
     }
 
-    async fn watch(&self) -> Result<(), Status> {
+    async fn watch(&self, brought: &mut bool) -> Result<(), Status> {
         let request = self.config.request(self.request.clone())?;
-        let mut stream = self.config.connect().await?.watch_token(request).await?.into_inner();
+        let mut stream = self.config.connect(&self.good).await?.watch_token(request).await?.into_inner();
         while let Some(next) = stream.message().await? {
             self.take(next.token.try_into()?);
+            *brought = true;
         }
         Ok(())
     }
 
     /// Waits before the next attempt, and tells who waits for a token how the last one ended.
     async fn rest(&self, e: Error, wait: Duration) {
-        if wait.is_zero() {
-            return;
-        }
-        let again = Instant::now() + wait;
-        let parked = is_final(e.code).then_some(again);
+        let parked = is_final(e.code);
         self.state.send_modify(|state| {
+            if e.reason == "JOB_ENDED" {
+                state.token = None; // it was revoked
+            }
             state.failures = state.failures.wrapping_add(1);
-            (state.failure, state.parked) = (Some(e), parked);
+            (state.failure, state.again, state.parked) = (Some(e), Instant::now() + wait, parked);
         });
-        match parked {
-            None => sleep(wait).await,
-            Some(_) => drop(self.state.subscribe().wait_for(|state| state.parked.is_none()).await),
+        sleep(wait).await;
+        if parked {
+            let mut states = self.state.subscribe();
+            let asked = states.wait_for(|state| !state.parked);
+            match self.refresh_due() {
+                Some(due) => drop(timeout(due, asked).await),
+                None => drop(asked.await),
+            }
+            self.state.send_modify(|state| state.parked = false);
         }
     }
 
@@ -284,27 +309,21 @@ impl Shared {
         let refreshed = self.retry.unary(|| async {
             let v1::WatchTokenRequest { profile, scopes, min_lifetime, job } = self.request.clone();
             let request = v1::RefreshTokenRequest { profile, scopes, min_lifetime, job, rejected_token_id: id.to_owned() };
-            self.config.connect().await?.refresh_token(self.config.request(request)?).await
+            self.config.connect(&self.good).await?.refresh_token(self.config.request(request)?).await
         });
         match refreshed.await.and_then(|r| Token::try_from(r.token)) {
             Ok(successor) => {
-                let mut successor = Arc::new(successor);
-                self.state.send_if_modified(|state| match &state.token {
-                    Some(t) if t.id != id => {
-                        successor = t.clone(); // the stream was faster
-                        false
-                    }
-                    _ => {
-                        (state.token, state.failure) = (Some(successor.clone()), None);
-                        true
-                    }
-                });
-                Ok(Some(successor))
+                self.state.send_modify(|state| state.replaced = id.to_owned());
+                if self.other_than(id).is_none() {
+                    // else the stream was faster
+                    self.take(successor);
+                }
+                Ok(self.other_than(id))
             }
             Err(status) => {
                 let e = Error::of(&format!("reporting token {id} of profile {}", self.config.profile), &status);
                 let told = Some(e.clone()).filter(|e| e.reason != "REFRESH_TOO_SOON");
-                *hold = Some((Instant::now() + e.retry_after.unwrap_or(MOMENT), told.clone()));
+                *hold = Some((Instant::now() + e.retry_after.unwrap_or_default().max(QUIET), told.clone()));
                 told.map_or(Ok(None), Err)
             }
         }

@@ -87,19 +87,46 @@ async fn a_new_certificate_is_used() {
     let first = id(&source).await;
     let seen = get("/callers").await.as_array().unwrap().len();
     post("/broker/stop").await;
-    let file = std::env::var("BROKER_CERTIFICATE").unwrap();
-    fs::remove_file(&file).unwrap(); // as a rotation may for a moment
-    post("/broker/start").await; // with nothing in its memory
-    stays(&source, &first).await;
-    let e = TokenSource::new(Config::new("invoices")).unwrap_err();
-    assert!(e.code == Code::InvalidArgument && e.to_string().contains(&file), "{e}");
     post("/certificate?as=worker2").await;
+    post("/broker/start").await; // with nothing in its memory
     until("the token of the new broker", async || source.token_within(Duration::ZERO).await.unwrap().id != first).await;
     post("/broker/stop").await; // a stream has its line in the audit log when it ends
     let callers = get("/callers").await;
     assert!(callers.as_array().unwrap()[seen..].contains(&"spiffe://clients.test/worker2".into()), "{callers}");
     post("/certificate?as=worker").await;
     post("/broker/start").await;
+}
+
+#[tokio::test]
+async fn files_that_were_good_are_used_while_they_are_not() {
+    let certificate = std::env::var("BROKER_CERTIFICATE").unwrap();
+    let ca = format!("{certificate}.ca");
+    fs::copy(std::env::var("BROKER_CA").unwrap(), &ca).unwrap();
+    let config = Config { ca: Some((&ca).into()), ..Config::new("invoices") };
+    let source = TokenSource::new(config.clone()).unwrap();
+    id(&source).await;
+    let was = (fs::read(&certificate).unwrap(), fs::read(&ca).unwrap());
+    for spoil in ["missing", "half written", "no authority", "of another pair"] {
+        post("/broker/stop").await;
+        match spoil {
+            "missing" => fs::remove_file(&certificate).unwrap(),
+            "half written" => fs::write(&certificate, &was.0[..was.0.len() - 40]).unwrap(),
+            "no authority" => fs::write(&ca, "").unwrap(),
+            _ => {
+                post("/certificate?as=worker2").await;
+                fs::write(&certificate, &was.0).unwrap();
+            }
+        }
+        let e = TokenSource::new(config.clone()).unwrap_err();
+        let file = if spoil == "no authority" { &ca } else { &certificate };
+        assert!(e.code == Code::InvalidArgument && e.to_string().contains(file), "{spoil}: {e}");
+        let watched = calls("WatchToken").await;
+        post("/broker/start").await;
+        until(spoil, async || calls("WatchToken").await > watched).await;
+        fs::write(&certificate, &was.0).unwrap();
+        fs::write(&ca, &was.1).unwrap();
+    }
+    post("/certificate?as=worker").await;
 }
 
 #[tokio::test]

@@ -48,8 +48,8 @@ public final class BearerToken extends CallCredentials {
         applier.apply(headers);
       } catch (TokenBrokerException e) {
         applier.fail(Status.fromCode(e.code()).withDescription(e.getMessage()).withCause(e));
-      } catch (IOException | RuntimeException e) {
-        applier.fail(Status.UNAUTHENTICATED.withDescription(e.toString()).withCause(e));
+      } catch (IOException | RuntimeException e) { // somebody may be replacing the file
+        applier.fail(Status.UNAVAILABLE.withDescription(e.toString()).withCause(e));
       }
     });
   }

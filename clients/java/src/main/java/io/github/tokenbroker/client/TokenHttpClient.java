@@ -11,14 +11,21 @@ import java.util.Optional;
  * the body can be sent again: its length is known beforehand, as it is but with {@code BodyPublishers.ofInputStream},
  * {@code ofByteArrays} and publishers of your own without a length. Then the answer is yours whatever it is.
  *
- * <p>The client should not follow redirects (by default it does not), or the token goes wherever they lead.
+ * <p>The client must not follow redirects (by default it does not), or the token would go wherever they lead.
  */
 public final class TokenHttpClient {
   private final HttpClient client;
   private final TokenSource source;
 
-  /** Uses a source, which stays the caller's to close. */
+  /**
+   * Uses a source, which stays the caller's to close.
+   *
+   * @throws IllegalArgumentException if the client follows redirects
+   */
   public TokenHttpClient(HttpClient client, TokenSource source) {
+    if (client.followRedirects() != HttpClient.Redirect.NEVER) {
+      throw new IllegalArgumentException("the client follows redirects, and would take the token along: build it with Redirect.NEVER");
+    }
     this.client = client;
     this.source = source;
   }

@@ -31,8 +31,12 @@ public final class TokenSource implements AutoCloseable {
   private static final Duration PATIENCE = Duration.ofSeconds(40);
   private static final Duration FIRST_WAIT = Duration.ofMillis(100);
   private static final Duration LONGEST_WAIT = Duration.ofSeconds(30);
-  /** A stream that ends sooner has not helped; and how long a report that failed holds off the next. */
-  private static final Duration MOMENT = Duration.ofSeconds(1);
+  /** How long a stream must have stood for its end to be no sign of trouble. */
+  private static final Duration STEADY = Duration.ofSeconds(10);
+  /** How long a report that failed holds off the next, at least. */
+  private static final Duration QUIET = Duration.ofSeconds(10);
+  /** A broker that has no streams is not asked more often. */
+  private static final Duration OFTEN = Duration.ofSeconds(1);
   private static final EnumSet<Code> FINAL =
       EnumSet.of(Code.INVALID_ARGUMENT, Code.PERMISSION_DENIED, Code.UNAUTHENTICATED, Code.FAILED_PRECONDITION);
 
@@ -41,10 +45,12 @@ public final class TokenSource implements AutoCloseable {
   private final TokenBrokerGrpc.TokenBrokerBlockingStub blocking;
   private final TokenBrokerGrpc.TokenBrokerFutureStub future;
   private final Thread follower;
+  /** Whether the stream has brought a token; the follower's own. */
+  private boolean brought;
 
   // This guards all below, and those who wait are told through it. What is volatile is looked at without.
   private volatile Token token;
-  /** The next attempt waits for somebody who asks at {@link #again} or later. */
+  /** The next attempt is due at {@link #again}, and then waits for somebody who asks if this says so. */
   private volatile boolean parked;
   private long again;
   private boolean closed;
@@ -54,6 +60,8 @@ public final class TokenSource implements AutoCloseable {
   /** The last report, and when the next one may be made if it is done. */
   private CompletableFuture<Optional<Token>> report = CompletableFuture.completedFuture(Optional.empty());
   private long reportable = System.nanoTime();
+  /** The id of the token that was reported. */
+  private String replaced = "";
 
   private TokenSource(WatchTokenRequest request, Connection connection) {
     this.request = request;
@@ -98,15 +106,13 @@ public final class TokenSource implements AutoCloseable {
       follower.start();
     }
     var before = failures;
-    if (parked) {
-      if (System.nanoTime() - again >= 0) {
-        parked = false;
-        notifyAll();
-      } else {
-        before--; // the failure counts for this one, too
-      }
-    }
     var end = System.nanoTime() + timeout.toNanos();
+    if (failure != null && again - System.nanoTime() > 0) {
+      before -= parked || again - end > 0 ? 1 : 0; // the next attempt is too far away: the last failure is the answer
+    } else if (parked) {
+      parked = false;
+      notifyAll();
+    }
     while (token == null || !token.good()) {
       var left = end - System.nanoTime();
       if (closed) {
@@ -158,8 +164,12 @@ public final class TokenSource implements AutoCloseable {
   }
 
   private void report(Token rejected) {
-    var call = future.refreshToken(RefreshTokenRequest.newBuilder().setProfile(request.getProfile()).addAllScopes(request.getScopesList())
-        .setMinLifetime(request.getMinLifetime()).setJob(request.getJob()).setRejectedTokenId(rejected.id()).build());
+    var refresh = RefreshTokenRequest.newBuilder().setProfile(request.getProfile()).addAllScopes(request.getScopesList())
+        .setMinLifetime(request.getMinLifetime()).setRejectedTokenId(rejected.id());
+    if (request.hasJob()) {
+      refresh.setJob(request.getJob());
+    }
+    var call = future.refreshToken(refresh.build());
     call.addListener(() -> reported(rejected, call), Runnable::run);
   }
 
@@ -172,12 +182,15 @@ public final class TokenSource implements AutoCloseable {
       e = TokenBrokerException.of("reporting token " + rejected.id() + " of profile " + request.getProfile(), failed);
     }
     synchronized (this) {
-      if (e == null && token != null && !token.id().equals(rejected.id())) {
-        successor = token; // the stream was faster
-      } else if (e == null) {
-        take(successor);
+      if (e != null) {
+        reportable = System.nanoTime() + max(e.retryAfter().orElse(QUIET), QUIET).toNanos();
       } else {
-        reportable = System.nanoTime() + e.retryAfter().orElse(MOMENT).toNanos();
+        replaced = rejected.id();
+        if (token != null && token.good() && !token.id().equals(replaced)) {
+          successor = token; // the stream was faster
+        } else {
+          take(successor);
+        }
       }
       if (e == null || e.reason().equals("REFRESH_TOO_SOON")) {
         report.complete(Optional.ofNullable(successor));
@@ -215,7 +228,8 @@ public final class TokenSource implements AutoCloseable {
   }
 
   private synchronized void take(Token successor) {
-    if (!closed) {
+    // A replica that has not heard of a report may still send what was reported.
+    if (!closed && !successor.id().equals(replaced)) {
       token = successor;
       failure = null;
       notifyAll();
@@ -224,30 +238,38 @@ public final class TokenSource implements AutoCloseable {
 
   /** Attempts, each with a stream, until the source is closed. */
   private void follow() {
-    var attempt = 0;
+    var tries = 0;
     Duration pause;
     TokenBrokerException e;
     do {
       var began = System.nanoTime();
-      var before = token;
+      brought = false;
       e = attempt();
-      var now = token;
-      var brought = now != before;
-      attempt = brought ? 0 : attempt;
+      var stood = brought && System.nanoTime() - began >= STEADY.toNanos();
+      tries = stood || e == null ? 0 : tries;
       if (e == null) {
-        pause = now == null ? MOMENT : max(Duration.between(Instant.now(), now.refreshTime()), MOMENT); // null when closed
+        pause = max(refreshDue(), OFTEN);
       } else {
-        var helped = brought && !FINAL.contains(e.code()) && System.nanoTime() - began > MOMENT.toNanos();
-        pause = max(helped ? Duration.ZERO : backOff(attempt++), e.retryAfter().orElse(Duration.ZERO));
+        var atOnce = stood && !FINAL.contains(e.code());
+        pause = max(atOnce ? Duration.ZERO : backOff(tries++), e.retryAfter().orElse(Duration.ZERO));
         channel.enterIdle(); // the next attempt connects anew, and at once
       }
     } while (rest(pause, e));
   }
 
+  /** In how long the successor of the token at hand is due; zero or less if it has been, or there is no token. */
+  private Duration refreshDue() {
+    var now = token;
+    return now == null ? Duration.ZERO : Duration.between(Instant.now(), now.refreshTime());
+  }
+
   /** Returns why the stream has ended, or null if there are no streams and a call has brought the token. */
   private TokenBrokerException attempt() {
     try {
-      blocking.watchToken(request).forEachRemaining(next -> take(Token.of(next.getToken())));
+      blocking.watchToken(request).forEachRemaining(next -> {
+        take(Token.of(next.getToken()));
+        brought = true;
+      });
       return new TokenBrokerException(Code.UNAVAILABLE, doing() + ": the stream has ended");
     } catch (RuntimeException e) {
       if (Status.fromThrowable(e).getCode() != Code.UNIMPLEMENTED) {
@@ -255,8 +277,12 @@ public final class TokenSource implements AutoCloseable {
       }
     }
     try {
-      take(Token.of(blocking.issueToken(IssueTokenRequest.newBuilder().setProfile(request.getProfile()).addAllScopes(request.getScopesList())
-          .setMinLifetime(request.getMinLifetime()).setJob(request.getJob()).build()).getToken()));
+      var issue = IssueTokenRequest.newBuilder().setProfile(request.getProfile()).addAllScopes(request.getScopesList())
+          .setMinLifetime(request.getMinLifetime());
+      if (request.hasJob()) {
+        issue.setJob(request.getJob());
+      }
+      take(Token.of(blocking.issueToken(issue.build()).getToken()));
       return null;
     } catch (RuntimeException e) {
       return TokenBrokerException.of("requesting a token for profile " + request.getProfile(), e);
@@ -266,6 +292,9 @@ public final class TokenSource implements AutoCloseable {
   /** Waits before the next attempt, and tells who waits for a token how the last one ended. False when closed. */
   private synchronized boolean rest(Duration pause, TokenBrokerException e) {
     again = System.nanoTime() + pause.toNanos();
+    if (e != null && e.reason().equals("JOB_ENDED")) {
+      token = null; // it was revoked
+    }
     if (e != null && !pause.isZero()) {
       failure = e;
       failures++;
@@ -273,9 +302,15 @@ public final class TokenSource implements AutoCloseable {
       notifyAll();
     }
     try {
-      for (long left = pause.toNanos(); !closed && (parked || left > 0); left = again - System.nanoTime()) {
-        TimeUnit.NANOSECONDS.timedWait(this, parked ? Long.MAX_VALUE : left);
+      for (long left = pause.toNanos(); !closed && left > 0; left = again - System.nanoTime()) {
+        TimeUnit.NANOSECONDS.timedWait(this, left);
       }
+      var due = refreshDue().toNanos();
+      var end = System.nanoTime() + due;
+      for (var left = due; !closed && parked && (due <= 0 || left > 0); left = end - System.nanoTime()) {
+        TimeUnit.NANOSECONDS.timedWait(this, due <= 0 ? Long.MAX_VALUE : left);
+      }
+      parked = false;
       return !closed;
     } catch (InterruptedException nobodyDoes) {
       return false;
