@@ -39,6 +39,9 @@ import (
 const (
 	worker   = "worker"
 	operator = "operator"
+	// reports is how many profiles there are besides, report1 and so on. Each is for one test
+	// of a refused token: all of them wait at the same time until theirs may be reported.
+	reports = 6
 	// throttle is what the token endpoint answers to the profile throttled.
 	throttle = 30 * time.Second
 	// lifetime of all tokens.
@@ -96,7 +99,7 @@ func newStage(t testing.TB) *stage {
 	routes.HandleFunc("POST /broker/stop", s.answer(func(*http.Request) any { return s.stop(syscall.SIGTERM) }))
 	routes.HandleFunc("POST /broker/kill", s.answer(func(*http.Request) any { return s.stop(syscall.SIGKILL) }))
 	routes.HandleFunc("POST /broker/start", s.answer(func(*http.Request) any { s.start(); return nil }))
-	routes.HandleFunc("POST /revoke", s.answer(func(r *http.Request) any { return s.revoke(r.Context()) }))
+	routes.HandleFunc("POST /revoke", s.answer(func(r *http.Request) any { return s.revoke(r) }))
 	routes.HandleFunc("POST /policy", s.answer(func(r *http.Request) any { return s.policy(r) }))
 	routes.HandleFunc("POST /certificate", s.answer(func(r *http.Request) any { s.become(r.FormValue("as")); return nil }))
 	routes.HandleFunc("/resource", s.resource.serve)
@@ -140,10 +143,11 @@ func (s *stage) environment() []string {
 func (s *stage) serveEndpoint() {
 	s.t.Helper()
 	grants := []string{"client_credentials"}
-	endpoint, err := sandbox.New(sandbox.Options{Clients: []sandbox.Client{
-		{ID: "invoices", GrantTypes: grants, Secrets: []sandbox.Secret{{Value: "of invoices"}}, AccessTokenLifetime: lifetime},
-		{ID: "throttled", GrantTypes: grants, Secrets: []sandbox.Secret{{Value: "of throttled"}}},
-	}})
+	var clients []sandbox.Client
+	for _, id := range permitted() {
+		clients = append(clients, sandbox.Client{ID: id, GrantTypes: grants, Secrets: []sandbox.Secret{{Value: "of " + id}}, AccessTokenLifetime: lifetime})
+	}
+	endpoint, err := sandbox.New(sandbox.Options{Clients: clients})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -214,13 +218,22 @@ func (s *stage) dial(as string) pb.TokenBrokerClient {
 	return pb.NewTokenBrokerClient(conn)
 }
 
+// permitted are the profiles that the workers may use, invoices the last.
+func permitted() []string {
+	profiles := []string{"throttled"}
+	for i := range reports {
+		profiles = append(profiles, fmt.Sprint("report", i+1))
+	}
+	return append(profiles, "invoices")
+}
+
 // configure writes the broker's config. The workers may use invoices if allow
 // says so, and never secret.
 func (s *stage) configure(allow bool) {
 	s.t.Helper()
-	profiles := "[throttled]"
-	if allow {
-		profiles = "[invoices, throttled]"
+	profiles := permitted()
+	if !allow {
+		profiles = profiles[:len(profiles)-1]
 	}
 	config := fmt.Sprintf(`server:
   address: %q
@@ -228,11 +241,11 @@ func (s *stage) configure(allow bool) {
 admin: {address: %q}
 log: {level: debug}
 policy:
-  - {callers: [%q, %q], profiles: %s, allow: [issue, refresh, watch, revoke]}
+  - {callers: [%q, %q], profiles: [%s], allow: [issue, refresh, watch, revoke]}
   - {callers: [%q], profiles: [invoices], allow: [revoke]}
 profiles:
-`, s.address, s.admin, spiffe(worker), spiffe("worker2"), profiles, spiffe(operator))
-	for _, profile := range []string{"invoices", "throttled", "secret"} {
+`, s.address, s.admin, spiffe(worker), spiffe("worker2"), strings.Join(profiles, ", "), spiffe(operator))
+	for _, profile := range append(permitted(), "secret") {
 		config += fmt.Sprintf(`  - name: %[1]s
     vantage: {base_url: %[2]q, client_id: %[1]s, client_secret: {value: of %[1]s}, client_credentials: {}}
 `, profile, s.endpoint)
@@ -319,15 +332,19 @@ func (s *stage) tail() string {
 	return log[max(0, len(log)-8<<10):]
 }
 
-// revoke has the token that all share revoked.
-func (s *stage) revoke(ctx context.Context) any {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+// revoke has the token that all share revoked, or that of a job.
+func (s *stage) revoke(r *http.Request) any {
+	ctx, cancel := context.WithTimeout(r.Context(), patience)
 	defer cancel()
-	r, err := s.asOperator.RevokeToken(ctx, &pb.RevokeTokenRequest{Profile: "invoices"}, grpc.WaitForReady(true))
+	request := &pb.RevokeTokenRequest{Profile: "invoices"}
+	if id := r.FormValue("job"); id != "" {
+		request.Job = &pb.Job{Id: id, Dedicated: true}
+	}
+	revoked, err := s.asOperator.RevokeToken(ctx, request, grpc.WaitForReady(true))
 	if err != nil {
 		return err
 	}
-	return map[string]string{"token_id": r.GetTokenId()}
+	return map[string]string{"token_id": revoked.GetTokenId()}
 }
 
 // policy returns when the broker obeys another one.
@@ -337,9 +354,9 @@ func (s *stage) policy(r *http.Request) any {
 		return fmt.Errorf("allow=true or allow=false: %w", err)
 	}
 	s.configure(allow)
-	want := 1
-	if allow {
-		want = 2
+	want := len(permitted())
+	if !allow {
+		want--
 	}
 	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		me, err := s.asWorker.WhoAmI(r.Context(), &pb.WhoAmIRequest{}, grpc.WaitForReady(true))

@@ -25,15 +25,6 @@ async function refusal(source, options) {
   return error;
 }
 
-/** The source's token, when it may be reported. It is not the successor of one that was: they are held back longer. */
-async function old(source) {
-  const { token_id: revoked } = await act('/revoke');
-  return until('a token of 10 s', async () => {
-    const token = await source.token();
-    return token.id !== revoked && age(token) > 10_500 && token;
-  });
-}
-
 test('a million questions cost one call', async (t) => {
   const [watched, issued] = [await calls('WatchToken'), await calls('IssueToken')];
   const source = open(t);
@@ -233,6 +224,8 @@ test('rejected tokens', async (t) => {
   const resource = `${stage.URL}/resource`;
   const source = open(t);
   const refused = async () => (await see('/resource/calls')).refused;
+  const old = ['report1', 'report2', 'report3'].map((profile) => open(t, { profile }));
+  const ages = () => Promise.all(old.map(async (s) => age(await s.token())));
 
   await t.test('a young one is not reported, and the 401 stands', async () => {
     const { token_id: revoked } = await act('/revoke');
@@ -247,7 +240,9 @@ test('rejected tokens', async (t) => {
   });
 
   await t.test('20 requests meet a resource that refuses everything', async () => {
-    const token = await old(source);
+    await until('tokens of 10 s', async () => Math.min(...(await ages())) > 10_200);
+    const source = old[0];
+    const token = await source.token();
     const [refreshed, before] = [await calls('RefreshToken'), await refused()];
     const answers = await Promise.all(times(20, () => source.fetch(resource)));
     assert.deepEqual(answers.map((a) => a.status), Array(20).fill(401));
@@ -257,7 +252,7 @@ test('rejected tokens', async (t) => {
   });
 
   await t.test('20 requests with a token that is refused', async () => {
-    await old(source);
+    const source = old[1];
     await act('/resource/refuse?tokens=none');
     assert.equal((await source.fetch(resource)).status, 200);
     await act('/resource/refuse?tokens=seen');
@@ -270,7 +265,8 @@ test('rejected tokens', async (t) => {
   });
 
   await t.test('a body that cannot be sent again', async () => {
-    const token = await old(source);
+    const source = old[2];
+    const token = await source.token();
     await act('/resource/refuse?tokens=all');
     const before = await refused();
     const streamed = () => new Blob(['123']).stream();

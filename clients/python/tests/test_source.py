@@ -234,14 +234,17 @@ class TestRefusals(OnStage):
 
 
 class TestRejections(OnStage):
+    @classmethod
+    def setUpClass(cls):
+        """Opens sources, and waits until their tokens may be reported."""
+        cls.sources = {}
+        for profile in ("report1", "report2", "report3", "report4"):
+            source = cls.sources[profile] = token_broker.TokenSource(profile)
+            cls.addClassCleanup(source.close)
+        until("tokens of 10 s", lambda: all([age(s.token()) > 10.2 for s in cls.sources.values()]))
+
     def setUp(self):
         self.addCleanup(do, "/resource/refuse?tokens=none")
-
-    def old(self, source):
-        """The source's token, when it may be reported. It is not the successor of one that was: they are held back longer."""
-        revoked = do("/revoke")["token_id"]
-        until("a successor", lambda: source.token().id != revoked)
-        return until("a token of 10 s", lambda: (t := source.token()) and age(t) > 10.5 and t)
 
     def test_reports(self):
         source, refreshed = self.source(), Calls("RefreshToken")
@@ -251,7 +254,8 @@ class TestRejections(OnStage):
         self.assertIsNone(source.rejected(young))
         self.assertEqual(source.rejected(replace(young, id="0" * 16)), young)
         self.assertEqual(refreshed.made(), 0)
-        token = self.old(source)
+        source = self.sources["report1"]
+        token = source.token()
         with ThreadPoolExecutor(20) as pool:
             successors = set(pool.map(lambda _: source.rejected(token).id, range(20)))
         self.assertEqual((len(successors), refreshed.made()), (1, 1))
@@ -259,8 +263,7 @@ class TestRejections(OnStage):
         self.assertEqual({source.token().id}, successors)
 
     def test_twenty_requests_meet_a_resource_that_refuses_everything(self):
-        source = self.source()
-        self.old(source)
+        source = self.sources["report2"]
         do("/resource/refuse?tokens=all")
         refreshed, refused = Calls("RefreshToken"), see("/resource/calls")["refused"]
         barrier = threading.Barrier(20)  # so that all of them are under way with the same token
@@ -271,9 +274,8 @@ class TestRejections(OnStage):
         self.assertEqual(see("/resource/calls")["refused"] - refused, 40)
 
     def test_twenty_requests_with_a_token_that_is_refused(self):
-        source = self.source()
+        source = self.sources["report3"]
         with httpx.Client(auth=TokenAuth(source)) as client, ThreadPoolExecutor(20) as pool:
-            self.old(source)
             client.get(stage.URL + "/resource").raise_for_status()
             do("/resource/refuse?tokens=seen")
             refreshed = Calls("RefreshToken")
@@ -283,8 +285,8 @@ class TestRejections(OnStage):
             self.assertEqual(refreshed.made(), 1)
 
     def test_a_body_that_cannot_be_sent_again(self):
-        source = self.source()
-        token = self.old(source)
+        source = self.sources["report4"]
+        token = source.token()
         do("/resource/refuse?tokens=all")
         refused = see("/resource/calls")["refused"]
         with httpx.Client(auth=TokenAuth(source)) as client:

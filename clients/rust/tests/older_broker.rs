@@ -1,4 +1,4 @@
-//! What the source does at a broker that has no WatchToken yet: one of the tests' own, that speaks HTTP/2 by hand.
+//! What the source does at a broker that has no WatchToken yet, or ends it with a denial: one of the tests' own, that speaks HTTP/2 by hand.
 
 use std::{
     fs, process,
@@ -38,9 +38,13 @@ struct IssueTokenResponse {
 /// The calls that the broker got: method and authorization.
 type Calls = Arc<Mutex<Vec<(String, String)>>>;
 
-async fn serve(listener: TcpListener, calls: Calls) {
+/// Streams that stay open.
+type Open = Arc<Mutex<Vec<h2::SendStream<Bytes>>>>;
+
+async fn serve(listener: TcpListener, calls: Calls, denies: bool) {
+    let open = Open::default();
     while let Ok((stream, _)) = listener.accept().await {
-        let calls = calls.clone();
+        let (calls, open) = (calls.clone(), open.clone());
         tokio::spawn(async move {
             let mut connection = h2::server::handshake(stream).await.unwrap();
             while let Some(Ok((request, mut respond))) = connection.accept().await {
@@ -52,7 +56,7 @@ async fn serve(listener: TcpListener, calls: Calls) {
                     calls.len()
                 };
                 let head = Response::builder().header("content-type", "application/grpc");
-                if method != "IssueToken" {
+                if method != "IssueToken" && !denies {
                     respond.send_response(head.header("grpc-status", "12").body(()).unwrap(), true).unwrap();
                     continue;
                 }
@@ -61,7 +65,7 @@ async fn serve(listener: TcpListener, calls: Calls) {
                     access_token: format!("token {n}"),
                     token_type: "Bearer".into(),
                     issue_time: after(0),
-                    refresh_time: after(1),
+                    refresh_time: after(if denies && n > 1 { 1800 } else { 1 }),
                     expire_time: after(3600),
                     id: format!("{n}"),
                 });
@@ -71,7 +75,12 @@ async fn serve(listener: TcpListener, calls: Calls) {
                 frame.extend(message);
                 let mut body = respond.send_response(head.body(()).unwrap(), false).unwrap();
                 body.send_data(Bytes::from(frame), false).unwrap();
-                let status = (HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"));
+                if denies && n > 1 {
+                    open.lock().unwrap().push(body);
+                    continue;
+                }
+                let status = HeaderValue::from_static(if denies { "7" } else { "0" });
+                let status = (HeaderName::from_static("grpc-status"), status);
                 body.send_trailers(HeaderMap::from_iter([status])).unwrap();
             }
         });
@@ -92,7 +101,7 @@ async fn the_token_is_issued_and_issued_again_when_that_is_due() {
         ..Config::new("invoices")
     };
     let calls = Calls::default();
-    tokio::spawn(serve(listener, calls.clone()));
+    tokio::spawn(serve(listener, calls.clone(), false));
     let source = TokenSource::new(config).unwrap();
     let first = source.token().await.unwrap();
     assert_eq!(first.access_token(), "token 2");
@@ -109,4 +118,25 @@ async fn the_token_is_issued_and_issued_again_when_that_is_due() {
         assert_eq!(*call, (method.to_owned(), format!("Bearer {token}")));
     }
     assert!(calls.len() >= want.len(), "{calls:?}");
+}
+
+#[tokio::test]
+async fn after_a_final_end_it_tries_again_at_refresh_time() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let calls = Calls::default();
+    tokio::spawn(serve(listener, calls.clone(), true));
+    let config =
+        Config { address, ca: None, certificate: None, private_key: None, token_file: None, ..Config::new("invoices") };
+    let source = TokenSource::new(config).unwrap();
+    let first = source.token().await.unwrap();
+    while calls.lock().unwrap().len() < 2 {
+        assert!(first.issue_time.elapsed().unwrap() < Duration::from_secs(20), "no second stream, though nobody asks");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(first.refresh_time.elapsed().is_ok(), "tried again before refresh_time");
+    while source.token().await.unwrap() == first {
+        assert!(first.issue_time.elapsed().unwrap() < Duration::from_secs(20), "no successor");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use stage::{calls, get, post, until};
-use token_broker_client::{Code, Config, Token, TokenSource};
+use token_broker_client::{Code, Config, Job, Token, TokenSource};
 use tokio::{sync::Barrier, task::JoinSet};
 
 fn invoices() -> TokenSource {
@@ -154,13 +154,24 @@ async fn a_denied_profile_is_not_hammered() {
 #[tokio::test]
 async fn a_throttled_profile_waits_as_told() {
     let (watched, source) = (calls("WatchToken").await, TokenSource::new(Config::new("throttled")).unwrap());
-    for patience in [Duration::from_secs(20), Duration::from_millis(300)] {
+    let began = Instant::now();
+    for patience in [Duration::from_secs(20), Duration::from_secs(20), Duration::from_millis(300)] {
         let e = source.token_within(patience).await.unwrap_err();
         assert_eq!((e.code, &*e.reason), (Code::ResourceExhausted, "ENDPOINT_THROTTLED"), "{e}");
         let wait = e.retry_after.unwrap();
         assert!(wait > Duration::from_secs(20) && wait <= Duration::from_secs(33), "retry after {wait:?}");
     }
     assert_eq!(calls("WatchToken").await - watched, 1);
+    assert!(began.elapsed() < Duration::from_secs(15), "it waits in vain");
+}
+
+#[tokio::test]
+async fn the_token_of_a_job_that_has_ended_is_of_no_use() {
+    let job = Some(Job { id: "nightly".into(), dedicated: true });
+    let source = TokenSource::new(Config { job, ..Config::new("invoices") }).unwrap();
+    let token = id(&source).await;
+    assert_eq!(post("/revoke?job=nightly").await["token_id"], token);
+    until("an error", async || source.token().await.is_err_and(|e| e.reason == "JOB_ENDED")).await;
 }
 
 #[tokio::test]
@@ -218,7 +229,8 @@ async fn grown_up(source: &TokenSource) -> std::sync::Arc<Token> {
 
 #[tokio::test]
 async fn a_refused_token_is_reported_once() {
-    let source = invoices();
+    let [source, other] = ["report1", "report2"].map(|profile| TokenSource::new(Config::new(profile)).unwrap());
+    other.token().await.unwrap();
     let old = grown_up(&source).await;
     twenty(&source).await;
     post("/resource/refuse?tokens=seen").await;
@@ -226,8 +238,8 @@ async fn a_refused_token_is_reported_once() {
     let answers = twenty(&source).await;
     assert!(answers.iter().all(|(status, id)| *status == 200 && *id != old.id), "{answers:?}");
     assert_eq!(since(before).await, [1, 20, 20]);
-    let other = source.rejected(&old).await.unwrap().unwrap();
-    assert_eq!(other.id, answers[0].1, "an old report gets the token at hand");
+    let at_hand = source.rejected(&old).await.unwrap().unwrap();
+    assert_eq!(at_hand.id, answers[0].1, "an old report gets the token at hand");
     assert_eq!(since(before).await, [1, 20, 20]);
 
     post("/resource/refuse?tokens=all").await;
@@ -235,12 +247,8 @@ async fn a_refused_token_is_reported_once() {
     assert!(twenty(&source).await.iter().all(|(status, _)| *status == 401));
     assert_eq!(since(before).await, [0, 0, 20], "a young token is not reported");
 
-    // Reports of each replacement rest longer: another token takes its place.
-    let replaced = id(&source).await;
-    post("/revoke").await;
-    until("a successor", async || id(&source).await != replaced).await;
-    grown_up(&source).await;
-    assert!(twenty(&source).await.iter().all(|(status, _)| *status == 401));
+    grown_up(&other).await;
+    assert!(twenty(&other).await.iter().all(|(status, _)| *status == 401));
     assert_eq!(since(before).await, [1, 0, 60], "one report, two requests each");
     post("/resource/refuse?tokens=none").await;
 }

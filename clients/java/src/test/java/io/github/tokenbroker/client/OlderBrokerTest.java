@@ -25,8 +25,11 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.time.Instant;
 import java.util.List;
+import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.CopyOnWriteArrayList;
+import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicReference;
+import java.util.function.BiConsumer;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
@@ -37,10 +40,12 @@ import tokenbroker.v1.TokenBrokerOuterClass.IssueTokenRequest;
 import tokenbroker.v1.TokenBrokerOuterClass.IssueTokenResponse;
 import tokenbroker.v1.TokenBrokerOuterClass.RefreshTokenRequest;
 import tokenbroker.v1.TokenBrokerOuterClass.RefreshTokenResponse;
+import tokenbroker.v1.TokenBrokerOuterClass.WatchTokenRequest;
+import tokenbroker.v1.TokenBrokerOuterClass.WatchTokenResponse;
 import tokenbroker.v1.TokenBrokerOuterClass.WhoAmIRequest;
 import tokenbroker.v1.TokenBrokerOuterClass.WhoAmIResponse;
 
-/** What the source does at a broker that has no WatchToken yet; it is a resource server, too. */
+/** What the source does at a broker that has no WatchToken yet, or ends it as a test says; it is a resource server, too. */
 class OlderBrokerTest {
   private static final Metadata.Key<String> AUTHORIZATION = Metadata.Key.of("authorization", Metadata.ASCII_STRING_MARSHALLER);
 
@@ -49,6 +54,12 @@ class OlderBrokerTest {
 
   /** In how many seconds the successor of a token is due. */
   private volatile int due = 3600;
+
+  /** Answers the n-th WatchToken; null: there is none. */
+  private volatile BiConsumer<Long, StreamObserver<WatchTokenResponse>> watch;
+
+  private volatile StreamObserver<WatchTokenResponse> stream;
+  private volatile WatchTokenResponse reported;
 
   @TempDir private Path dir;
   private Server broker;
@@ -62,6 +73,15 @@ class OlderBrokerTest {
     }
 
     @Override
+    public void watchToken(WatchTokenRequest request, StreamObserver<WatchTokenResponse> answer) {
+      if (watch == null) {
+        super.watchToken(request, answer);
+      } else {
+        watch.accept(watched(), answer);
+      }
+    }
+
+    @Override
     public void refreshToken(RefreshTokenRequest request, StreamObserver<RefreshTokenResponse> answer) {
       if (refreshed() < 4) {
         answer.onError(Status.UNAVAILABLE.asRuntimeException());
@@ -69,12 +89,6 @@ class OlderBrokerTest {
         answer.onNext(RefreshTokenResponse.newBuilder().setToken(another()).build());
         answer.onCompleted();
       }
-    }
-
-    private TokenBrokerOuterClass.Token another() {
-      var now = Instant.now();
-      return TokenBrokerOuterClass.Token.newBuilder().setAccessToken("token " + calls.size()).setTokenType("Bearer").setId("" + calls.size())
-          .setIssueTime(time(now.minusSeconds(60))).setRefreshTime(time(now.plusSeconds(due))).setExpireTime(time(now.plusSeconds(7200))).build();
     }
 
     @Override
@@ -90,8 +104,22 @@ class OlderBrokerTest {
     }
   }
 
+  private TokenBrokerOuterClass.Token another() {
+    var now = Instant.now();
+    return TokenBrokerOuterClass.Token.newBuilder().setAccessToken("token " + calls.size()).setTokenType("Bearer").setId("" + calls.size())
+        .setIssueTime(time(now.minusSeconds(60))).setRefreshTime(time(now.plusSeconds(due))).setExpireTime(time(now.plusSeconds(7200))).build();
+  }
+
+  private WatchTokenResponse next() {
+    return WatchTokenResponse.newBuilder().setToken(another()).build();
+  }
+
   private long refreshed() {
     return calls.stream().filter(c -> c.startsWith("RefreshToken ")).count();
+  }
+
+  private long watched() {
+    return calls.stream().filter(c -> c.startsWith("WatchToken ")).count();
   }
 
   private static Timestamp time(Instant t) {
@@ -127,6 +155,54 @@ class OlderBrokerTest {
     assertEquals(
         List.of("WatchToken Bearer first", "IssueToken Bearer first", "WatchToken Bearer second", "IssueToken Bearer second"),
         calls.subList(0, 4));
+  }
+
+  @Test
+  void afterAFinalEndItTriesAgainAtRefreshTime() throws Exception {
+    due = 1;
+    watch = (n, answer) -> {
+      answer.onNext(next());
+      if (n == 1) {
+        due = 3600;
+        answer.onError(Status.PERMISSION_DENIED.asRuntimeException());
+      }
+    };
+    var first = source.token();
+    Stage.until("a second stream, though nobody asks", () -> watched() == 2);
+    assertTrue(Instant.now().isAfter(first.refreshTime()), "asked again before refresh_time");
+    Stage.until("its token", () -> !source.token().equals(first));
+  }
+
+  @Test
+  void aStreamThatStoodForASecondIsNotOpenedAgainAtOnce() throws Exception {
+    var times = new CopyOnWriteArrayList<Long>(); // of the start and the end of each stream
+    watch = (n, answer) -> {
+      times.add(System.nanoTime());
+      answer.onNext(next());
+      CompletableFuture.delayedExecutor(1100, TimeUnit.MILLISECONDS).execute(() -> {
+        times.add(System.nanoTime());
+        answer.onCompleted();
+      });
+    };
+    source.token();
+    Stage.until("a third stream", () -> times.size() >= 5);
+    assertTrue(times.get(2) - times.get(1) > 40e6 && times.get(4) - times.get(3) > 90e6, times::toString);
+  }
+
+  @Test
+  void aStreamDoesNotBringBackATokenThatWasReported() throws Exception {
+    watch = (n, answer) -> {
+      if (n == 1) {
+        stream = answer;
+        reported = next();
+        answer.onNext(reported);
+      }
+    };
+    var successor = source.rejected(source.token()).orElseThrow();
+    stream.onNext(reported);
+    stream.onError(Status.PERMISSION_DENIED.asRuntimeException());
+    Stage.until("the next stream, after all that the first one brought", () -> source.token() != null && watched() == 2);
+    assertEquals(successor, source.token());
   }
 
   @Test

@@ -135,19 +135,47 @@ class TokenSourceTest {
       var first = id(source);
       var seen = Stage.get("/callers").getAsJsonArray().size();
       Stage.post("/broker/stop");
-      var file = System.getenv("BROKER_CERTIFICATE");
-      Files.delete(Path.of(file)); // as a rotation may for a moment
-      Stage.post("/broker/start"); // with nothing in its memory
-      stays(source, first);
-      var e = assertThrows(IllegalArgumentException.class, () -> TokenSource.of("invoices"));
-      assertTrue(e.getMessage().contains(file), e.getMessage());
       Stage.post("/certificate?as=worker2");
+      Stage.post("/broker/start"); // with nothing in its memory
       Stage.until("the token of the new broker", () -> !atHand(source).equals(first));
       Stage.post("/broker/stop"); // a stream has its line in the audit log when it ends
       var callers = Stage.get("/callers").getAsJsonArray().asList();
       Stage.post("/certificate?as=worker");
       Stage.post("/broker/start");
       assertTrue(callers.subList(seen, callers.size()).toString().contains("\"spiffe://clients.test/worker2\""), callers::toString);
+    }
+  }
+
+  @Test
+  void filesThatWereGoodAreUsedWhileTheyAreNot() throws Exception {
+    var certificate = Path.of(System.getenv("BROKER_CERTIFICATE"));
+    var ca = Path.of(certificate + ".ca");
+    Files.copy(Path.of(System.getenv("BROKER_CA")), ca);
+    var builder = TokenSource.builder("invoices").ca(ca);
+    try (var source = builder.build()) {
+      id(source);
+      var was = List.of(Files.readAllBytes(certificate), Files.readAllBytes(ca));
+      for (var spoil : List.of("missing", "half written", "no authority", "of another pair")) {
+        Stage.post("/broker/stop");
+        switch (spoil) {
+          case "missing" -> Files.delete(certificate);
+          case "half written" -> Files.write(certificate, java.util.Arrays.copyOf(was.get(0), was.get(0).length - 40));
+          case "no authority" -> Files.writeString(ca, "");
+          default -> {
+            Stage.post("/certificate?as=worker2");
+            Files.write(certificate, was.get(0));
+          }
+        }
+        var e = assertThrows(IllegalArgumentException.class, builder::build, spoil);
+        assertTrue(e.getMessage().contains((spoil.equals("no authority") ? ca : certificate).toString()), e.getMessage());
+        var before = Stage.calls("WatchToken");
+        Stage.post("/broker/start");
+        Stage.until("the stream is back: " + spoil, () -> Stage.calls("WatchToken") > before);
+        Files.write(certificate, was.get(0));
+        Files.write(ca, was.get(1));
+      }
+    } finally {
+      Stage.post("/certificate?as=worker");
     }
   }
 
@@ -178,13 +206,30 @@ class TokenSourceTest {
   void aThrottledProfileWaitsAsTold() throws Exception {
     var before = Stage.calls("WatchToken");
     try (var source = TokenSource.of("throttled")) {
-      for (var patience : List.of(Duration.ofSeconds(20), Duration.ofMillis(300))) {
+      var began = System.nanoTime();
+      for (var patience : List.of(Duration.ofSeconds(20), Duration.ofSeconds(20), Duration.ofMillis(300))) {
         var e = assertThrows(TokenBrokerException.class, () -> source.token(patience));
         assertEquals(List.of(Code.RESOURCE_EXHAUSTED, "ENDPOINT_THROTTLED"), List.of(e.code(), e.reason()), e.getMessage());
         var wait = e.retryAfter().orElseThrow().toSeconds();
         assertTrue(wait >= 20 && wait <= 33, "retry after " + wait);
       }
       assertEquals(1, Stage.calls("WatchToken") - before);
+      assertTrue(System.nanoTime() - began < 15e9, "it waits in vain");
+    }
+  }
+
+  @Test
+  void theTokenOfAJobThatHasEndedIsOfNoUse() throws Exception {
+    try (var source = TokenSource.builder("invoices").job("nightly", true).build()) {
+      assertEquals(id(source), Stage.post("/revoke?job=nightly").getAsJsonObject().get("token_id").getAsString());
+      Stage.until("an error", () -> {
+        try {
+          source.token();
+          return false;
+        } catch (TokenBrokerException e) {
+          return e.reason().equals("JOB_ENDED");
+        }
+      });
     }
   }
 
