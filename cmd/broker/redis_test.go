@@ -390,6 +390,13 @@ func TestDocumentedUserIsEnough(t *testing.T) {
 			other.run("token", "operator", "--scope", "openid") // spends the refresh token
 			one.run("revoke", "invoices")
 			other.await("the revoked token is out of service", func() bool { return other.token() != token })
+			for _, profile := range []string{"invoices", "operator"} { // a record of its own, and a slot of the person's
+				own := one.run("token", profile, "--job", "nightly", "--dedicated")
+				if other.run("token", profile, "--job", "nightly", "--dedicated") != own {
+					t.Errorf("two replicas hand out different tokens of a job of %s", profile)
+				}
+				one.run("revoke", profile, "--job", "nightly")
+			}
 			one.run("reset", "operator")
 			one.run("profiles")
 
@@ -407,7 +414,7 @@ func TestDocumentedUserIsEnough(t *testing.T) {
 				}
 				return false
 			})
-			for _, operation := range []string{"acquire", "save", "intend", "drop", "confirm", "reset", "look", "seed", "headers", "heartbeat"} {
+			for _, operation := range []string{"acquire", "save", "intend", "drop", "confirm", "reset", "look", "own", "seed", "headers", "heartbeat"} {
 				one.await(operation+" is used", func() bool {
 					_, a := one.get("/metrics")
 					_, b := other.get("/metrics")

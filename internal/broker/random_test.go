@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	mrand "math/rand/v2"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -107,10 +109,12 @@ func TestConsentSurvivesAStoreThatFailsAtRandom(t *testing.T) {
 				s.takes, s.lives = time.Second, 5*time.Minute
 				p := s.consented()
 				f := start(t, 0)
+				log := &buffer{}
+				options := broker.Options{Logger: slog.New(slog.NewTextHandler(log, nil))}
 				var ways []*chaos
 				for i := range 3 {
 					c := &chaos{Store: f.store, r: mrand.New(mrand.NewPCG(seed, uint64(i)))}
-					b := broker.New(c, broker.Options{})
+					b := broker.New(c, options)
 					b.Configure([]*broker.Profile{p})
 					f.replicas, ways = append(f.replicas, b), append(ways, c)
 				}
@@ -145,7 +149,7 @@ func TestConsentSurvivesAStoreThatFailsAtRandom(t *testing.T) {
 						i := r.IntN(3)
 						bmu.Lock()
 						old := f.replicas[i]
-						f.replicas[i] = broker.New(ways[i], broker.Options{})
+						f.replicas[i] = broker.New(ways[i], options)
 						f.replicas[i].Configure([]*broker.Profile{p})
 						bmu.Unlock()
 						wg.Go(old.Close)
@@ -192,8 +196,10 @@ func TestConsentSurvivesAStoreThatFailsAtRandom(t *testing.T) {
 				time.Sleep(10 * time.Second)
 				synctest.Wait()
 				s.set(func(s *idp) { s.fault = nil })
-				if s.isDead() {
-					t.Errorf("dead")
+				// Of a store that does not answer a process in its last ten seconds the
+				// consent may die; the process says so.
+				if s.isDead() && !strings.Contains(log.String(), "grant lost") {
+					t.Errorf("dead:\n%s", log)
 				}
 				if !s.isDead() {
 					time.Sleep(time.Minute)
