@@ -283,7 +283,7 @@ func (f *follower) follow() (brought bool, failed *Error) {
 	for err == nil {
 		var r *pb.WatchTokenResponse
 		if r, err = stream.Recv(); err == nil {
-			err = f.take(r.GetToken(), r.GetSource())
+			err = f.take(r.GetToken(), r.GetSource(), "")
 			brought = brought || err == nil
 		}
 	}
@@ -302,7 +302,7 @@ func (f *follower) poll() (brought bool, failed *Error) {
 	d := f.demand
 	r, err := f.client.stub.IssueToken(f.ctx, &pb.IssueTokenRequest{Profile: d.profile, Scopes: d.scopes, MinLifetime: d.lifetime(), Job: d.jobMessage()})
 	if err == nil {
-		err = f.take(r.GetToken(), r.GetSource())
+		err = f.take(r.GetToken(), r.GetSource(), "")
 	}
 	if err != nil {
 		return false, newError(d.doing(), err)
@@ -320,8 +320,9 @@ func (f *follower) poll() (brought bool, failed *Error) {
 	return true, nil
 }
 
-// take makes a token the one at hand.
-func (f *follower) take(sent *pb.Token, source pb.Source) error {
+// take makes a token the one at hand. If it was sent for a refused one, and there is
+// another good one by then, that stays: the stream will not send it again.
+func (f *follower) take(sent *pb.Token, source pb.Source, refused string) error {
 	t, err := newToken(sent, source)
 	if err != nil {
 		return status.Error(codes.Internal, err.Error())
@@ -334,7 +335,7 @@ func (f *follower) take(sent *pb.Token, source pb.Source) error {
 	f.last = nil
 	is := f.held.Load()
 	// A replica that has not heard of a report yet may still send what was reported.
-	replaced := f.report != nil && f.report.id == t.ID && is.good(time.Now()) && is.ID != t.ID
+	replaced := is.good(time.Now()) && is.ID != t.ID && (f.report != nil && f.report.id == t.ID || refused != "" && refused != is.ID)
 	if !replaced && (is == nil || is.ID != t.ID) {
 		f.held.Store(t)
 	}
@@ -406,7 +407,7 @@ func (f *follower) refresh(r *report) {
 		Profile: d.profile, Scopes: d.scopes, MinLifetime: d.lifetime(), Job: d.jobMessage(), RejectedTokenId: r.id,
 	})
 	if err == nil {
-		err = f.take(out.GetToken(), out.GetSource())
+		err = f.take(out.GetToken(), out.GetSource(), r.id)
 	}
 	if err != nil {
 		r.err = newError("replacing a token of profile "+d.profile, err)

@@ -241,6 +241,43 @@ func TestRejectedTokenDoesNotComeBack(t *testing.T) {
 	})
 }
 
+// The answer to a report is late: what the stream has brought since then stays.
+func TestLateAnswerToAReport(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		more, asked, answer := make(chan *pb.Token), make(chan struct{}), make(chan struct{})
+		f.watch = func(_ *pb.WatchTokenRequest, tokens chan<- *pb.Token, ctx context.Context) error {
+			tokens <- minuteOld("one")
+			select {
+			case t := <-more:
+				return always(t)(nil, tokens, ctx)
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		f.renew = func(*pb.RefreshTokenRequest) (*pb.Token, error) {
+			close(asked)
+			<-answer
+			return minuteOld("two"), nil
+		}
+		s := f.client().TokenSource("invoices")
+		one, err := s.Token()
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			<-asked
+			more <- token("three", time.Now(), time.Hour) // two was revoked
+			synctest.Wait()
+			close(answer)
+		}()
+		if got, err := s.Rejected(t.Context(), one); err != nil || got.AccessToken != "three" {
+			t.Error(got, err)
+		}
+		want(t, s, "three")
+	})
+}
+
 // opened counts the answers whose bodies are open.
 type opened struct{ n atomic.Int64 }
 

@@ -618,8 +618,10 @@ func TestProgramRunsWithAToken(t *testing.T) {
 		if !w.live(strings.TrimSpace(got.stdout)) || w.token() == strings.TrimSpace(got.stdout) {
 			t.Errorf("of fewer scopes: %+v", got)
 		}
-		if got := finish(t, w.command("invoices", "no-such-program")); got.status != 127 {
-			t.Errorf("no such program: %+v", got)
+		for _, name := range []string{"no-such-program", "clean"} { // the script has a function of that name
+			if got := finish(t, w.command("invoices", name)); got.status != 127 {
+				t.Errorf("no such program: %+v", got)
+			}
 		}
 		if left := w.left(); len(left) > 0 {
 			t.Errorf("left behind: %v", left)
@@ -641,6 +643,8 @@ func TestProgramIsNotStartedWithoutAToken(t *testing.T) {
 			"revoking nobody's":      {[]string{"--dedicated", "--revoke", "always", "invoices"}, 2, "add --job ID and --dedicated"},
 			"revoking when?":         {[]string{"--job", "a", "--dedicated", "--revoke", "never", "invoices"}, 2, "use success or always"},
 			"waiting how long?":      {[]string{"--wait", "1m", "invoices"}, 2, "use a number of seconds"},
+			"or how long at all?":    {[]string{"--wait", "08", "invoices"}, 2, "use a number of seconds"}, // octal, to a shell
+			"waiting for years":      {[]string{"--wait", "99999999999999999999", "invoices"}, 2, "use a number of seconds"},
 			"an unknown option":      {[]string{"--token", "invoices"}, 2, "unknown option --token"},
 		} {
 			got := finish(t, w.command(append(c.args, "echo", "started")...))
@@ -762,7 +766,7 @@ func TestProgramEndsItsToken(t *testing.T) {
 			{"success", `exit 4`, 4, false},
 			{"success", `true`, 0, true},
 			{"always", `exit 4`, 4, true},
-			{"always", `kill -TERM $PPID; sleep 60`, 143, true},
+			{"always", `kill -TERM $PPID; exec sleep 60`, 143, true},
 		} {
 			id := fmt.Sprintf("nightly/%d", i)
 			args := []string{"--job", id, "--dedicated", "invoices", "sh", "-c", `cat "$TOKEN_FILE"; ` + c.program}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"crypto/tls"
 	"encoding/hex"
 	"fmt"
@@ -99,12 +100,11 @@ func TestTenThousandWatchers(t *testing.T) {
 	slices.Sort(renewals)
 	slices.Sort(revocations)
 	t.Logf("a renewal reached the last stream %v after the endpoint's answer, a revocation's successor %v after the call", rounded(renewals), rounded(revocations))
-	if median := max(renewals[1], revocations[1]); median > lastWatcher && !raceEnabled {
-		if cores := float64(runtime.NumCPU()); busy > cores {
-			t.Logf("NOT JUDGED: %v is more than %v, but the machine had %.1f of its %.0f cores' worth of other work when the test began", median, lastWatcher, busy, cores)
-		} else {
-			t.Errorf("the last stream had its token after %v, want %v at most", median, lastWatcher)
-		}
+	switch median := max(renewals[1], revocations[1]); {
+	case raceEnabled:
+		t.Logf("NOT JUDGED: the race detector takes most of these times; without it they are %v at most", lastWatcher)
+	case median > lastWatcher:
+		t.Errorf("the last stream had its token after %v, want %v at most; when the test began %s processes wanted one of %d cores", median, lastWatcher, busy, runtime.NumCPU())
 	}
 	stream := (full.resident - connected.resident) / watchers
 	t.Logf("a stream takes %d bytes of resident memory, %d with its share of a connection; %d of heap and stacks in use; %.2f goroutines",
@@ -127,13 +127,11 @@ func TestTenThousandWatchers(t *testing.T) {
 	t.Logf("when all had gone, there were %d goroutines and %d KiB of heap, before them %d and %d", left.goroutines, left.live>>10, idle.goroutines, idle.live>>10)
 }
 
-// load is how many processes wanted a core in the last minute; zero if the system
-// does not say.
-func load() float64 {
+// load is how many processes wanted a core in the last minute, if the system says it.
+func load() string {
 	content, _ := os.ReadFile("/proc/loadavg")
 	first, _, _ := strings.Cut(string(content), " ")
-	busy, _ := strconv.ParseFloat(first, 64)
-	return busy
+	return cmp.Or(first, "an unknown number of")
 }
 
 // count is a number as a regular expression for the metrics.

@@ -66,7 +66,7 @@ case $revoke in
     ;;
   *) misused "--revoke $revoke: use success or always" ;;
 esac
-case $patience in *[!0-9]*) misused "--wait $patience: use a number of seconds" ;; esac
+case $patience in *[!0-9]* | 0?* | ???????*) misused "--wait $patience: use a number of seconds" ;; esac
 
 if [ -z "${TOKEN_DIR:-}" ]; then
   TOKEN_DIR=${TMPDIR:-/tmp}
@@ -132,7 +132,7 @@ until [ -s "$TOKEN_FILE" ]; do
 done
 
 exec 3<&0 # what a shell starts in the background has no input unless it is given one
-"$@" <&3 3<&- &
+exec "$@" <&3 3<&- & # a program, whatever functions of this script have its name
 program=$!
 exec 3<&-
 
