@@ -7,9 +7,10 @@ import (
 	"time"
 )
 
-// What a token request brought is saved before anything else is done with it, but
-// for the question whose the access token is: a refresh token that came is good
-// whatever is to be said of the rest.
+// What a token request brought is saved before anything else is done with it: a
+// refresh token that came is good whatever is to be said of the rest. Whose the
+// access token is, is asked before only where no refresh token can be lost by it, and
+// for jobs, which must not have another's for a moment.
 
 // obtained brings home a grant.
 func (a *attempt) obtained(ctx context.Context, g *Grant) error {
@@ -19,8 +20,12 @@ func (a *attempt) obtained(ctx context.Context, g *Grant) error {
 		a.failed(ctx, a.unusable)
 		return nil
 	}
+	askFirst := a.e.isJob() || !result.onlyOurs()
 	if a.unusable == nil {
-		another, err := a.isAnothers(ctx, result.Token)
+		another, err := a.isAnothersHere(result.Token), error(nil)
+		if !another && askFirst {
+			another, err = a.isAnothers(ctx, result.Token)
+		}
 		if another || err != nil && a.e.isJob() {
 			return a.repeated(ctx, g, result, err)
 		}
@@ -33,6 +38,9 @@ func (a *attempt) obtained(ctx context.Context, g *Grant) error {
 	}
 	before := a.e.token.Load()
 	kept, err := a.save(ctx, result)
+	if a.unusable == nil && !askFirst {
+		a.ownLate(result.Token)
+	}
 	a.pass.succeed(ctx)
 	a.account(result.Token)
 	if before != nil && before.ID == result.Token.Access.ID() {

@@ -285,9 +285,32 @@ func (e *entry) owner() string {
 	return e.family + " " + e.slot
 }
 
-// isAnothers reports whether the token that came is somebody else's already: what a
-// job has, nobody else may get, and a job nothing that anybody has. An error says
-// that nobody knows.
+// isAnothersHere reports whether the token that came is, by what memory knows,
+// somebody else's already: what a job has, nobody else may get, and a job nothing
+// that anybody has. What was obtained without the store nobody else could tell.
+func (a *attempt) isAnothersHere(t StoredToken) bool {
+	e, id := a.e, t.Access.ID()
+	for _, x := range a.f.profile.entries() {
+		if known := x.token.Load(); x != e && known != nil && known.ID == id && (x.isJob() || e.isJob()) {
+			return true
+		}
+	}
+	return false
+}
+
+// ownLate has the fleet know whose the token is, after it was saved. If it is a
+// job's that another replica has told of, operators hear of it: the server gives
+// tokens twice.
+func (a *attempt) ownLate(t StoredToken) {
+	a.e.b.background(func(ctx context.Context) {
+		if another, _ := a.isAnothers(ctx, t); another {
+			a.e.b.log.Warn("the token endpoint answered with a token that a job has", "profile", a.f.profile.Name, "token_id", t.Access.ID())
+		}
+	})
+}
+
+// isAnothers is isAnothersHere by what the fleet knows. An error says that nobody
+// knows.
 func (a *attempt) isAnothers(ctx context.Context, t StoredToken) (another bool, err error) {
 	defer func() {
 		if value := recover(); value != nil { // the refresh token that came must not be lost to it
@@ -296,11 +319,6 @@ func (a *attempt) isAnothers(ctx context.Context, t StoredToken) (another bool, 
 		}
 	}()
 	e, id := a.e, t.Access.ID()
-	for _, x := range a.f.profile.entries() { // what was obtained without the store it does not know
-		if known := x.token.Load(); x != e && known != nil && known.ID == id && (x.isJob() || e.isJob()) {
-			return true, nil
-		}
-	}
 	if a.alone() {
 		return false, nil
 	}

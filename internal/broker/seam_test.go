@@ -3,6 +3,7 @@ package broker_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -21,6 +22,14 @@ type seam struct {
 	save    func(broker.Lease, broker.Result) error
 	fail    func(broker.Lease, broker.Failure) error
 	look    func(family string) error
+	own     func()
+}
+
+func (s *seam) Own(ctx context.Context, id, owner string, life time.Duration) (string, error) {
+	if s.own != nil {
+		s.own()
+	}
+	return s.Store.Own(ctx, id, owner, life)
 }
 
 func (s *seam) Acquire(ctx context.Context, c broker.Claim) (broker.Acquisition, error) {
@@ -483,14 +492,22 @@ func TestNothingIsWrittenBeforeTheGrant(t *testing.T) {
 	in(t, func(t *testing.T) {
 		s := newIDP()
 		p := s.consented()
+		var mu sync.Mutex
 		var order []string
+		wrote := func(what string) {
+			mu.Lock()
+			defer mu.Unlock()
+			order = append(order, what)
+		}
 		f := seamed(t, 1, p, func(x *seam) {
-			x.save = func(l broker.Lease, r broker.Result) error { order = append(order, r.Token.Type); return nil }
+			x.save = func(l broker.Lease, r broker.Result) error { wrote(r.Token.Type); return nil }
+			x.own = func() { wrote("whose it is") }
 		})
 		s.signIn(t, f.store, p)
 		time.Sleep(2 * time.Hour)
 		f.ask(t, broker.Demand{})
-		if len(order) == 0 || order[0] != "Bearer" {
+		synctest.Wait()
+		if len(order) == 0 || order[0] != "Bearer" || !slices.Contains(order, "whose it is") {
 			t.Errorf("writes in this order: %v", order)
 		}
 	})
