@@ -17,7 +17,6 @@ import (
 	pb "github.com/tokenbroker/tokenbroker/gen/tokenbroker/v1"
 )
 
-
 // askJob asks on behalf of a job, and comes back when it is told to, as clients do.
 func (r *replica) askJob(ctx context.Context, job *pb.Job) (*pb.IssueTokenResponse, int, error) {
 	for tries := 1; ; tries++ {
