@@ -44,8 +44,8 @@ help: ## Show this list.
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: ## Build bin/broker.
-	go build -trimpath -o bin/broker ./cmd/broker
+build: ## Build bin/broker, which needs nothing of the system.
+	CGO_ENABLED=0 go build -trimpath -o bin/broker ./cmd/broker
 
 .PHONY: test
 test: ## Run all tests under the race detector; PKG=./internal/... for some.

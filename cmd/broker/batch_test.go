@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"runtime"
@@ -666,6 +667,11 @@ func TestProgramIsNotStartedWithoutAToken(t *testing.T) {
 }
 
 func TestProgramGetsSignals(t *testing.T) {
+	// A shell cannot trap what its parent ignores, as whoever runs under nohup does
+	// SIGHUP; children of who listens for it do not ignore it.
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	t.Cleanup(func() { signal.Stop(hangups) })
 	onShells(t, func(t *testing.T, w *wrapper) {
 		w.serve()
 		for sent, heard := range map[syscall.Signal]string{
@@ -674,7 +680,7 @@ func TestProgramGetsSignals(t *testing.T) {
 			p := background(t, w.command("invoices", "sh", "-c", `trap 'echo heard; exit 9' `+heard+`; echo up; while :; do sleep 0.05; done`))
 			p.await("it is up", func() bool { return strings.Contains(p.out.String(), "up") })
 			p.signal(sent)
-			<-p.exited
+			p.ended()
 			if status := p.cmd.ProcessState.ExitCode(); status != 9 || !strings.Contains(p.out.String(), "heard") {
 				t.Errorf("%v: exit status %d, output %q\n%s", sent, status, p.out, p.log)
 			}
@@ -682,7 +688,7 @@ func TestProgramGetsSignals(t *testing.T) {
 		plain := background(t, w.command("invoices", "sh", "-c", `echo up; exec sleep 60`))
 		plain.await("it is up", func() bool { return strings.Contains(plain.out.String(), "up") })
 		plain.signal(syscall.SIGTERM)
-		<-plain.exited
+		plain.ended()
 		if status := plain.cmd.ProcessState.ExitCode(); status != 143 {
 			t.Errorf("a program without a trap: exit status %d", status)
 		}

@@ -137,6 +137,19 @@ func (p *process) await(what string, condition func() bool) {
 	}
 }
 
+// ended waits for the process.
+func (p *process) ended() {
+	p.t.Helper()
+	p.await("it has ended", func() bool {
+		select {
+		case <-p.exited:
+			return true
+		default:
+			return false
+		}
+	})
+}
+
 func (p *process) signal(s syscall.Signal) {
 	p.t.Helper()
 	if err := p.cmd.Process.Signal(s); err != nil {
