@@ -108,9 +108,7 @@ check: ## Run all that CI runs.
 	$(MAKE) vuln
 	$(MAKE) test
 	# They wait for each other's processes for the most part.
-	$(MAKE) -j 3 --output-sync=target conformance mesh clients
-	$(MAKE) examples
-	$(MAKE) build
+	$(MAKE) -j 5 --output-sync=target conformance mesh clients examples build
 
 .PHONY: lint
 lint: lint-go lint-proto ## Check format, go vet, staticcheck, buf lint and buf breaking.
@@ -120,13 +118,8 @@ lint-go: $(TOOLS)
 	@unformatted=$$(git ls-files -co --exclude-standard -- '*.go' | while read -r f; do [ ! -e "$$f" ] || echo "$$f"; done | xargs -r gofmt -l); \
 	if [ -n "$$unformatted" ]; then printf 'not formatted, run gofmt -w on:\n%s\n' "$$unformatted" >&2; exit 1; fi
 	go vet ./...
-	go vet -tags faults ./internal/fleet ./internal/store
-	go vet -tags chaos ./internal/fleet
-	go vet -tags conformance ./conformance
-	go vet -tags kills ./internal/fleet
-	go vet -tags mesh ./internal/mesh
-	go vet -tags clients ./internal/clients
-	go vet -tags hostile ./cmd/broker ./internal/service
+	go vet -tags faults,chaos,kills,conformance,mesh,clients,hostile \
+		./internal/fleet ./internal/store ./conformance ./internal/mesh ./internal/clients ./cmd/broker ./internal/service
 	# Generated code is not ours to argue with.
 	bin/staticcheck $$(go list ./... | grep -v '/gen/')
 

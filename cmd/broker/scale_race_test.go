@@ -6,6 +6,7 @@ package main
 // ones. "make scale" has the large ones.
 const (
 	watchers           = 1_000
+	watcherRounds      = 1
 	watcherConnections = 10
 	raceEnabled        = true
 )

@@ -4,6 +4,7 @@ package main
 
 const (
 	watchers           = 10_000
+	watcherRounds      = 3
 	watcherConnections = 50
 	raceEnabled        = false
 )
