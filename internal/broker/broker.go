@@ -205,7 +205,7 @@ func (b *Broker) replace(configured []*Profile) {
 		if old := before[c.Name]; old != nil {
 			p.inherit(old)
 		}
-		for _, e := range p.entries() {
+		for e := range p.entries() {
 			entries.add(e)
 			e.adoptProfile(p)
 		}
@@ -463,7 +463,7 @@ func (b *Broker) Reset(ctx context.Context, name string) error {
 		}
 	}
 	p.gate.reset()
-	for _, e := range p.entries() {
+	for e := range p.entries() {
 		e.forgetFailure()
 	}
 	return nil
@@ -515,7 +515,7 @@ func (b *Broker) forgive(g *gate) {
 		if p.gate != g {
 			continue
 		}
-		for _, e := range p.entries() {
+		for e := range p.entries() {
 			if e.failed(now) {
 				b.background(func(ctx context.Context) {
 					_ = b.store.Reset(ctx, e.family) // its own record says so again when it is asked

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 	"sync"
@@ -168,13 +169,15 @@ func (p *profile) inheritJobs(old *profile) {
 }
 
 // entries are all that the profile leads to.
-func (p *profile) entries() []*entry {
-	es := p.all()
-	p.jobs.entries.Range(func(_, value any) bool {
-		es = append(es, value.(*entry))
-		return true
-	})
-	return es
+func (p *profile) entries() iter.Seq[*entry] {
+	return func(yield func(*entry) bool) {
+		for _, e := range p.all() {
+			if !yield(e) {
+				return
+			}
+		}
+		p.jobs.entries.Range(func(_, value any) bool { return yield(value.(*entry)) })
+	}
 }
 
 // endJob drops the tokens of a job, and has no other one obtained for it: all of
@@ -290,7 +293,7 @@ func (e *entry) owner() string {
 // that anybody has. What was obtained without the store nobody else could tell.
 func (a *attempt) isAnothersHere(t StoredToken) bool {
 	e, id := a.e, t.Access.ID()
-	for _, x := range a.f.profile.entries() {
+	for x := range a.f.profile.entries() {
 		if known := x.token.Load(); x != e && known != nil && known.ID == id && (x.isJob() || e.isJob()) {
 			return true
 		}
