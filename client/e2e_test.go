@@ -79,7 +79,7 @@ func newPlace(t testing.TB, lives time.Duration, redis *testredis.Server) *place
 		v.Close()
 		web.Close()
 	})
-	p.address, p.admin = fmt.Sprintf("127.0.0.1:%d", testproc.FreePort(t)), fmt.Sprintf("127.0.0.1:%d", testproc.FreePort(t))
+	p.address, p.admin = testproc.FreeAddress(t), testproc.FreeAddress(t)
 	p.overwrite("authorities.crt", p.ca.PEM()) // of callers
 	p.overwrite("ca.crt", p.ca.PEM())          // of the broker
 	p.identity("broker", p.ca, testca.Loopback)

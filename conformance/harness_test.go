@@ -34,22 +34,7 @@ import (
 // binary is the command, built once for all tests.
 var binary string
 
-func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		dir, err := os.MkdirTemp("", "conformance-test")
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		defer os.RemoveAll(dir)
-		binary = filepath.Join(dir, "broker")
-		if out, err := exec.Command("go", "build", "-o", binary, "../cmd/broker").CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "building the command: %v\n%s", err, out)
-			return 1
-		}
-		return m.Run()
-	}())
-}
+func TestMain(m *testing.M) { os.Exit(testproc.RunWithBroker(m, &binary)) }
 
 // client is the metadata of a client, in the words of RFC 7591.
 type client map[string]any

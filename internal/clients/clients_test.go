@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/tokenbroker/tokenbroker/internal/testproc"
 )
 
 // repository is the way to the files that users get.
@@ -20,25 +22,12 @@ const repository = "../.."
 var binary string
 
 func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		dir, err := os.MkdirTemp("", "clients-test")
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		defer os.RemoveAll(dir)
-		binary = filepath.Join(dir, "broker")
-		if out, err := exec.Command("go", "build", "-o", binary, repository+"/cmd/broker").CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "building the command: %v\n%s", err, out)
-			return 1
-		}
-		flag.Parse()
-		if err := flag.Set("test.parallel", "4"); err != nil { // they wait for the most part
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		return m.Run()
-	}())
+	flag.Parse()
+	if err := flag.Set("test.parallel", "4"); err != nil { // they wait for the most part
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(testproc.RunWithBroker(m, &binary))
 }
 
 // languages have a library each. Those that are optional are left out without

@@ -84,7 +84,7 @@ type resource struct {
 func newStage(t testing.TB) *stage {
 	t.Helper()
 	s := &stage{t: t, ca: testca.New(t), dir: t.TempDir(), calls: make(map[string]int)}
-	s.address, s.admin = freeAddress(t), freeAddress(t)
+	s.address, s.admin = testproc.FreeAddress(t), testproc.FreeAddress(t)
 	s.serveEndpoint()
 	s.write("ca.crt", s.ca.PEM())
 	s.identity("broker", testca.Loopback)
@@ -420,9 +420,4 @@ func (r *resource) counts(w http.ResponseWriter, _ *http.Request) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	reply(w, map[string]int{"accepted": r.accepts, "refused": r.refusals})
-}
-
-func freeAddress(t testing.TB) string {
-	t.Helper()
-	return fmt.Sprintf("127.0.0.1:%d", testproc.FreePort(t))
 }

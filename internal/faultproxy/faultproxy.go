@@ -9,7 +9,6 @@
 package faultproxy
 
 import (
-	"fmt"
 	"maps"
 	"net"
 	"strings"
@@ -133,7 +132,7 @@ type Proxy struct {
 func New(t testing.TB, target string) *Proxy {
 	t.Helper()
 	p := &Proxy{
-		t: t, target: target, address: fmt.Sprintf("127.0.0.1:%d", testproc.FreePort(t)),
+		t: t, target: target, address: testproc.FreeAddress(t),
 		changed: make(chan struct{}), open: map[*connection]bool{}, commands: map[string]int{},
 	}
 	p.mu.Lock()

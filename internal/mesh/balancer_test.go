@@ -44,7 +44,7 @@ var balancers = map[string]balancer{
 func startHAProxy(t *testing.T, p *place, brokers []*broker) string {
 	t.Helper()
 	testproc.Require(t, "haproxy")
-	address := freeAddress(t)
+	address := testproc.FreeAddress(t)
 	change := []string{"bind :7443", "bind " + address}
 	for i, b := range brokers {
 		_, adminPort, _ := net.SplitHostPort(b.admin)
@@ -57,7 +57,7 @@ func startHAProxy(t *testing.T, p *place, brokers []*broker) string {
 func startNginx(t *testing.T, p *place, brokers []*broker) string {
 	t.Helper()
 	testproc.Require(t, "nginx")
-	address := freeAddress(t)
+	address := testproc.FreeAddress(t)
 	change := []string{"listen 7443;", "listen " + address + ";", "/run/nginx.pid", p.path("nginx.pid")}
 	// Where a build has the module built in, there is no file to load.
 	if version, err := exec.Command("nginx", "-V").CombinedOutput(); err != nil {

@@ -49,7 +49,7 @@ func (p *place) envoy(file string, b *broker, oldnew ...string) (address string)
 	if _, err := os.Stat(path); err != nil {
 		p.t.Fatal("this test needs Envoy: run make mesh, which brings it, or set ENVOY_BIN")
 	}
-	address = freeAddress(p.t)
+	address = testproc.FreeAddress(p.t)
 	endpoint := func(address string) string {
 		host, port, _ := net.SplitHostPort(address)
 		return fmt.Sprintf("address: %s, port_value: %s", host, port)

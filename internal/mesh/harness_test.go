@@ -38,25 +38,12 @@ const repository = "../.."
 var binary string
 
 func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		dir, err := os.MkdirTemp("", "mesh-test")
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		defer os.RemoveAll(dir)
-		binary = filepath.Join(dir, "broker")
-		if out, err := exec.Command("go", "build", "-o", binary, repository+"/cmd/broker").CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "building the command: %v\n%s", err, out)
-			return 1
-		}
-		flag.Parse()
-		if err := flag.Set("test.parallel", "20"); err != nil { // they wait for the most part
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		return m.Run()
-	}())
+	flag.Parse()
+	if err := flag.Set("test.parallel", "20"); err != nil { // they wait for the most part
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(testproc.RunWithBroker(m, &binary))
 }
 
 // Who is who in the tests. The policy allows the worker, by either name, to get
@@ -190,7 +177,7 @@ type broker struct {
 // with an indentation of 2.
 func (p *place) newBroker(name, more string) *broker {
 	p.t.Helper()
-	b := &broker{p: p, address: freeAddress(p.t), admin: freeAddress(p.t)}
+	b := &broker{p: p, address: testproc.FreeAddress(p.t), admin: testproc.FreeAddress(p.t)}
 	tls := "  tls: {certificate: broker.crt, private_key: broker.key, client_ca: ca.crt}\n"
 	if strings.HasSuffix(name, ".sock") {
 		b.socket, b.address, tls = true, "unix:"+p.path(name), ""
@@ -255,11 +242,6 @@ func (b *broker) served() (n int) {
 		}
 	}
 	return n
-}
-
-func freeAddress(t testing.TB) string {
-	t.Helper()
-	return fmt.Sprintf("127.0.0.1:%d", testproc.FreePort(t))
 }
 
 // deployed returns a file of deploy/ with some of its text replaced. Each must be

@@ -150,7 +150,7 @@ func TestLinkRunsScripts(t *testing.T) {
 
 func TestLinkSaysAtOnceThatNobodyListens(t *testing.T) {
 	t.Parallel()
-	l, _ := open(t, at(fmt.Sprintf("127.0.0.1:%d", testproc.FreePort(t))), Access{})
+	l, _ := open(t, at(testproc.FreeAddress(t)), Access{})
 	for range 5 {
 		begun := time.Now()
 		_, err := l.run(t.Context(), counting, "tb1:{f}")
@@ -736,7 +736,7 @@ func TestLinkNoticesThatTheClockJumps(t *testing.T) {
 
 // Not parallel: it counts the goroutines of the whole process.
 func TestLinkCloseLeavesNothing(t *testing.T) {
-	dead := fmt.Sprintf("127.0.0.1:%d", testproc.FreePort(t))
+	dead := testproc.FreeAddress(t)
 	alive := testredis.Start(t, testredis.Options{})
 	frozen := testredis.Start(t, testredis.Options{})
 	frozen.Pause()

@@ -328,7 +328,7 @@ func TestFaultsLinkCloseLeavesNothing(t *testing.T) {
 	for name, o := range map[string]linkOptions{
 		"sentinel": behind(s),
 		"cluster":  {addresses: c.Addresses(), cluster: true},
-		"one dead": {addresses: append(c.Addresses(), fmt.Sprintf("127.0.0.1:%d", testproc.FreePort(t))), cluster: true},
+		"one dead": {addresses: append(c.Addresses(), testproc.FreeAddress(t)), cluster: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			before := goleak.IgnoreCurrent()

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -170,6 +171,34 @@ var ports = struct {
 	mu   sync.Mutex
 	next int // guarded by mu
 }{next: firstPort + rand.IntN(lastPort-firstPort)}
+
+// RunWithBroker runs the tests of a package after it has built the command that
+// they run, whose path it sets, and returns the exit status. Other users can run
+// the command, too.
+func RunWithBroker(m *testing.M, path *string) int {
+	dir, err := os.MkdirTemp("", "broker-test")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o711); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	*path = filepath.Join(dir, "broker")
+	if out, err := exec.Command("go", "build", "-o", *path, "github.com/tokenbroker/tokenbroker/cmd/broker").CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "building the command: %v\n%s", err, out)
+		return 1
+	}
+	return m.Run()
+}
+
+// FreeAddress is FreePort as "127.0.0.1:port".
+func FreeAddress(t testing.TB) string {
+	t.Helper()
+	return fmt.Sprintf("127.0.0.1:%d", FreePort(t))
+}
 
 // FreePort returns a TCP port of 127.0.0.1 where nobody listens, which no
 // outgoing connection will take, and which it has not returned before.

@@ -1,7 +1,6 @@
 package testproc_test
 
 import (
-	"fmt"
 	"net"
 	"os/exec"
 	"strings"
@@ -56,7 +55,7 @@ func TestProcessThatEndsTellsHow(t *testing.T) {
 
 func TestNobodyListensAtAFreePort(t *testing.T) {
 	t.Parallel()
-	address := fmt.Sprintf("127.0.0.1:%d", testproc.FreePort(t))
+	address := testproc.FreeAddress(t)
 	if conn, err := net.Dial("tcp", address); err == nil {
 		conn.Close()
 		t.Errorf("somebody listens at %s", address)
